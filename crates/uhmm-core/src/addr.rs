@@ -1,0 +1,100 @@
+//! Pages and ranges of pages, as numbers.
+//!
+//! Each kind of page number is a type of its own, so that a frame cannot be taken for a device
+//! page, nor either of them for a page of the address space.
+
+use std::fmt;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: usize = 4096;
+/// `log2` of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// The bytes of one page, aligned as memory-mapping calls want them.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+pub struct PageData(pub [u8; PAGE_SIZE]);
+
+impl PageData {
+    /// A page of zeros.
+    pub const ZERO: Self = Self([0; PAGE_SIZE]);
+}
+
+impl fmt::Debug for PageData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageData({:02x?}..)", &self.0[..8])
+    }
+}
+
+/// A page of the address space: its virtual address divided by [`PAGE_SIZE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageNo(pub u64);
+
+impl PageNo {
+    /// The page that holds `address`.
+    pub const fn containing(address: usize) -> Self {
+        Self((address >> PAGE_SHIFT) as u64)
+    }
+
+    /// The address of the page's first byte.
+    pub const fn address(self) -> usize {
+        (self.0 as usize) << PAGE_SHIFT
+    }
+
+    /// The page `n` pages further on.
+    pub const fn plus(self, n: usize) -> Self {
+        Self(self.0 + n as u64)
+    }
+}
+
+/// `len` pages of the address space from `start` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageRange {
+    /// The first page.
+    pub start: PageNo,
+    /// How many pages; may be zero.
+    pub len: usize,
+}
+
+impl PageRange {
+    /// `len` pages from `start` on.
+    pub const fn new(start: PageNo, len: usize) -> Self {
+        Self { start, len }
+    }
+
+    /// The page just past the last.
+    pub const fn end(self) -> PageNo {
+        self.start.plus(self.len)
+    }
+
+    /// Whether `page` lies in the range.
+    pub fn contains(self, page: PageNo) -> bool {
+        (self.start..self.end()).contains(&page)
+    }
+
+    /// The range's size in bytes.
+    pub const fn bytes(self) -> usize {
+        self.len << PAGE_SHIFT
+    }
+
+    /// The pages, in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = PageNo> + Clone {
+        (self.start.0..self.end().0).map(PageNo)
+    }
+}
+
+/// A slot of the frame pool: a page of the pool's own mapping that may hold a frame (a physical
+/// page that no program maps). Only a number; [`crate::frames::Frame`] is the right to use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameNo(pub u32);
+
+impl FrameNo {
+    /// The slot `n` slots further on.
+    pub const fn plus(self, n: usize) -> Self {
+        Self(self.0 + n as u32)
+    }
+}
+
+/// A page of one device, numbered from 0 to the device's capacity. This is what a driver sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevicePage(pub u32);

@@ -1,0 +1,361 @@
+//! The entry table: the state of every page of the space, 8 bytes a page.
+//!
+//! # The word
+//!
+//! | bits | meaning |
+//! | --- | --- |
+//! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 6 Migrating, 7 Poisoned |
+//! | 3 | referenced: spared once by reclaim (only System) |
+//! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
+//! | 32..64 | Limbo: the frame's slot; Private: device (3 bits) and page (29 bits) |
+//!
+//! Tags 4 (Coherent) and 5 (Exclusive) are kept free for the states of that name. All that a
+//! waiter can wait for is in the low half, which is what a futex compares.
+//!
+//! # Protocol
+//!
+//! Whoever changes what a page *is* first claims the entry: a compare-and-swap from a settled word
+//! to Migrating. Only the holder of the [`Claim`] takes it out of Migrating again, by
+//! [`Claim::settle`], or back to where it was by dropping it. So a page is in the hands of one
+//! thread at a time, and no lock is held across copies and system calls. The exceptions are single
+//! compare-and-swaps that need no second step: [`EntryTable::forget`] (a settled word to None), and
+//! clearing the referenced bit.
+//!
+//! Who meets Migrating does not wait in a fault handler: it sets the wanted bit and goes on. The
+//! claim's end sees the bit (it swaps the word) and wakes whoever faults or waits on the page.
+//! Setting the bit is a compare-and-swap on the Migrating word, so no wake-up is lost: either the
+//! bit is in before the swap, or the setter fails and looks again.
+
+use crate::addr::{DevicePage, FrameNo, PageNo, PageRange};
+use crate::mmu::Mmu;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::time::Duration;
+
+/// A page of one of the space's devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceAddr {
+    /// Which device, counted in the space's order.
+    pub device: u8,
+    /// Which of its pages.
+    pub page: DevicePage,
+}
+
+/// The most pages a device can have: what fits beside the device's number in an entry.
+pub const MAX_DEVICE_PAGES: u32 = 1 << 29;
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nowhere yet: reads as zero.
+    None,
+    /// Mapped, in RAM.
+    System {
+        /// Brought in by a touch since reclaim last came by.
+        referenced: bool,
+    },
+    /// In RAM, unmapped, on its way out.
+    Limbo(FrameNo),
+    /// On a device, not mappable.
+    Private(DeviceAddr),
+    /// In flight: in the hands of one thread.
+    Migrating,
+    /// Lost by a device, and known to be lost.
+    Poisoned,
+}
+
+/// One entry's word. See the module's head for the layout.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+const TAG: u64 = 7;
+const REFERENCED: u64 = 1 << 3;
+const WANTED: u64 = 1 << 4;
+const MIGRATING: u64 = 6;
+
+impl Word {
+    pub(crate) const fn of(state: State) -> Self {
+        Self(match state {
+            State::None => 0,
+            State::System { referenced: false } => 1,
+            State::System { referenced: true } => 1 | REFERENCED,
+            State::Limbo(frame) => 2 | (frame.0 as u64) << 32,
+            State::Private(at) => 3 | (at.page.0 as u64) << 32 | (at.device as u64) << 61,
+            State::Migrating => MIGRATING,
+            State::Poisoned => 7,
+        })
+    }
+
+    pub(crate) const fn state(self) -> State {
+        let payload = (self.0 >> 32) as u32;
+        match self.0 & TAG {
+            0 => State::None,
+            1 => State::System {
+                referenced: self.0 & REFERENCED != 0,
+            },
+            2 => State::Limbo(FrameNo(payload)),
+            3 => State::Private(DeviceAddr {
+                device: (payload >> 29) as u8,
+                page: DevicePage(payload & (MAX_DEVICE_PAGES - 1)),
+            }),
+            MIGRATING => State::Migrating,
+            _ => State::Poisoned,
+        }
+    }
+}
+
+/// What a word adds to the counts of its chunk: entries in use below, mapped pages above.
+const fn weight(word: u64) -> u64 {
+    match word & TAG {
+        0 => 0,
+        1 => 1 | 1 << 32,
+        _ => 1,
+    }
+}
+
+/// Pages that share a word of the counts.
+const CHUNK: usize = 512;
+
+/// The entries of a space, with counts that let walks skip what is empty.
+pub(crate) struct EntryTable<T> {
+    range: PageRange,
+    words: T,
+    /// For each chunk of pages: entries that are not None (low half), System (high half). A claimed
+    /// entry still counts as what it was.
+    chunks: T,
+    /// The same for each chunk of chunks.
+    giants: T,
+}
+
+impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
+    /// A table for `range`, in zeroed memory that `table` makes; `None` when it cannot.
+    pub(crate) fn new(range: PageRange, table: impl Fn(usize) -> Option<T>) -> Option<Self> {
+        let chunks = range.len.div_ceil(CHUNK);
+        Some(Self {
+            range,
+            words: table(range.len)?,
+            chunks: table(chunks)?,
+            giants: table(chunks.div_ceil(CHUNK))?,
+        })
+    }
+
+    /// The pages that have an entry.
+    pub(crate) fn range(&self) -> PageRange {
+        self.range
+    }
+
+    fn index(&self, page: PageNo) -> usize {
+        (page.0 - self.range.start.0) as usize
+    }
+
+    fn word(&self, page: PageNo) -> &AtomicU64 {
+        &self.words[self.index(page)]
+    }
+
+    pub(crate) fn load(&self, page: PageNo) -> Word {
+        Word(self.word(page).load(Acquire))
+    }
+
+    /// The state of `page` now. Out of date as soon as it is read, unless it is claimed.
+    pub(crate) fn state(&self, page: PageNo) -> State {
+        self.load(page).state()
+    }
+
+    fn count(&self, page: PageNo, was: u64, now: u64) {
+        let change = weight(now).wrapping_sub(weight(was));
+        if change != 0 {
+            let chunk = self.index(page) / CHUNK;
+            self.chunks[chunk].fetch_add(change, AcqRel);
+            self.giants[chunk / CHUNK].fetch_add(change, AcqRel);
+        }
+    }
+
+    /// Claims `page` if its entry is still `seen`, which is settled.
+    pub(crate) fn claim(&self, page: PageNo, seen: Word) -> Option<Claim> {
+        debug_assert!(seen.state() != State::Migrating);
+        self.word(page)
+            .compare_exchange(seen.0, MIGRATING, AcqRel, Acquire)
+            .ok()?;
+        Some(Claim { page, was: seen })
+    }
+
+    /// Ends `claim`: the page now is `state`. Wakes whoever waited for it.
+    pub(crate) fn settle<M: Mmu>(&self, claim: Claim, state: State, mmu: &M) {
+        let word = self.word(claim.page);
+        let now = Word::of(state).0;
+        self.count(claim.page, claim.was.0, now);
+        let wanted = word.swap(now, AcqRel) & WANTED != 0;
+        if wanted {
+            mmu.wake(PageRange::new(claim.page, 1));
+            mmu.wake_waiters(word);
+        }
+    }
+
+    /// Ends `claim`: the page is what it was (R5, R7).
+    pub(crate) fn restore<M: Mmu>(&self, claim: Claim, mmu: &M) {
+        let state = claim.was.state();
+        self.settle(claim, state, mmu);
+    }
+
+    /// Sets a settled entry to None in one step, if it is still `seen`.
+    pub(crate) fn forget(&self, page: PageNo, seen: Word) -> bool {
+        let done = self
+            .word(page)
+            .compare_exchange(seen.0, 0, AcqRel, Acquire)
+            .is_ok();
+        if done {
+            self.count(page, seen.0, 0);
+        }
+        done
+    }
+
+    /// Gives the page its second chance up: clears the referenced bit.
+    pub(crate) fn clear_referenced(&self, page: PageNo, seen: Word) {
+        let _ = self
+            .word(page)
+            .compare_exchange(seen.0, seen.0 & !REFERENCED, AcqRel, Relaxed);
+    }
+
+    /// Asks to be woken when the migration that `seen` shows has ended. `false`: it has; look
+    /// again.
+    pub(crate) fn want(&self, page: PageNo, seen: Word) -> bool {
+        seen.0 & WANTED != 0 && self.load(page) == seen
+            || self
+                .word(page)
+                .compare_exchange(seen.0, seen.0 | WANTED, AcqRel, Acquire)
+                .is_ok()
+    }
+
+    /// Waits for the end of a migration of `page`.
+    pub(crate) fn wait<M: Mmu>(&self, page: PageNo, mmu: &M) {
+        let seen = self.load(page);
+        if seen.state() == State::Migrating && self.want(page, seen) {
+            mmu.wait(self.word(page), seen.0 | WANTED, Duration::from_millis(10));
+        }
+    }
+
+    /// The first page at or after `from` and before `end` whose entry counts in the half of the
+    /// counts that `half` selects, at the granularity of chunks: the answer is either such a page's
+    /// chunk start (or `from` itself), or `None` when no chunk up to `end` has one.
+    fn next_chunk(&self, from: PageNo, end: PageNo, half: u64) -> Option<PageNo> {
+        let end = self.index(end);
+        let mut index = self.index(from);
+        while index < end {
+            let chunk = index / CHUNK;
+            if chunk % CHUNK == 0 && self.giants[chunk / CHUNK].load(Acquire) & half == 0 {
+                index = (chunk + CHUNK) * CHUNK;
+            } else if self.chunks[chunk].load(Acquire) & half == 0 {
+                index = (chunk + 1) * CHUNK;
+            } else {
+                return Some(self.range.start.plus(index));
+            }
+        }
+        None
+    }
+
+    /// The next page at or after `from`, before `end`, in a chunk with mapped pages.
+    pub(crate) fn next_mapped(&self, from: PageNo, end: PageNo) -> Option<PageNo> {
+        self.next_chunk(from, end, u64::from(u32::MAX) << 32)
+    }
+
+    /// Calls `each` for the pages of `pages` in chunks that have entries other than None.
+    pub(crate) fn for_each_used(&self, pages: PageRange, mut each: impl FnMut(PageNo, Word)) {
+        let mut at = pages.start;
+        while let Some(page) = self.next_chunk(at, pages.end(), u64::from(u32::MAX)) {
+            let rest_of_chunk = CHUNK - self.index(page) % CHUNK;
+            let stop = page.plus(rest_of_chunk).min(pages.end());
+            for page in PageRange::new(page, (stop.0 - page.0) as usize).iter() {
+                let word = self.load(page);
+                if word.0 != 0 {
+                    each(page, word);
+                }
+            }
+            at = stop;
+        }
+    }
+
+    /// Mapped pages in the whole space, as the counts have it.
+    pub(crate) fn mapped(&self) -> usize {
+        self.giants
+            .iter()
+            .map(|giant| (giant.load(Acquire) >> 32) as usize)
+            .sum()
+    }
+}
+
+/// The right to decide what one page becomes. Must be ended by [`EntryTable::settle`] or
+/// [`EntryTable::restore`]; [`crate::migrate`] holds claims in a type that does so when dropped.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Claim {
+    page: PageNo,
+    was: Word,
+}
+
+impl Claim {
+    pub(crate) fn page(&self) -> PageNo {
+        self.page
+    }
+
+    pub(crate) fn was(&self) -> State {
+        self.was.state()
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.state())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_survives_the_word() {
+        let far = DeviceAddr {
+            device: 7,
+            page: DevicePage(MAX_DEVICE_PAGES - 1),
+        };
+        for state in [
+            State::None,
+            State::System { referenced: false },
+            State::System { referenced: true },
+            State::Limbo(FrameNo(0)),
+            State::Limbo(FrameNo(u32::MAX)),
+            State::Private(far),
+            State::Private(DeviceAddr {
+                device: 0,
+                page: DevicePage(0),
+            }),
+            State::Migrating,
+            State::Poisoned,
+        ] {
+            assert_eq!(Word::of(state).state(), state);
+        }
+    }
+
+    #[test]
+    fn walks_see_exactly_what_is_used() {
+        let range = PageRange::new(PageNo(1 << 20), 3 * CHUNK * CHUNK);
+        let make = |n: usize| Some((0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+        let table = EntryTable::new(range, make).unwrap();
+        let spots = [0, 5, CHUNK, CHUNK * CHUNK - 1, 2 * CHUNK * CHUNK + 7];
+        for spot in spots {
+            let page = range.start.plus(spot);
+            let word = Word::of(State::System { referenced: false });
+            table.word(page).store(word.0, Release);
+            table.count(page, 0, word.0);
+        }
+        let mut seen = Vec::new();
+        table.for_each_used(range, |page, _| seen.push(table.index(page)));
+        assert_eq!(seen, spots);
+        assert_eq!(table.mapped(), spots.len());
+        for spot in spots {
+            let page = range.start.plus(spot);
+            assert!(table.forget(page, table.load(page)));
+        }
+        assert_eq!(table.next_mapped(range.start, range.end()), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! Errors of the core.
+
+use crate::space::MIN_BUDGET_PAGES;
+use crate::stats::MAX_DEVICES;
+use std::fmt;
+
+/// Why a space could not be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// The budget is below [`MIN_BUDGET_PAGES`].
+    BudgetTooSmall {
+        /// The budget asked for, in pages.
+        pages: usize,
+    },
+    /// More than [`MAX_DEVICES`] devices.
+    TooManyDevices {
+        /// How many were given.
+        devices: usize,
+    },
+    /// No room in the address space for the tables.
+    NoAddressSpace,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BudgetTooSmall { pages } => write!(
+                f,
+                "a budget of {} KiB is too small: give at least {} KiB",
+                pages * 4,
+                MIN_BUDGET_PAGES * 4
+            ),
+            Self::TooManyDevices { devices } => {
+                write!(
+                    f,
+                    "{devices} devices are too many: give at most {MAX_DEVICES}"
+                )
+            }
+            Self::NoAddressSpace => f.write_str(
+                "no address space for the page tables: raise the limit on virtual memory \
+                 (ulimit -v unlimited)",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// Why an operation on a range was not done. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeError {
+    /// Some of the range is not managed by this space.
+    NotManaged,
+    /// The program is forking, and the fork does not end; try again.
+    Forking,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotManaged => "the range is not managed by this space",
+            Self::Forking => "the process is forking; try again",
+        })
+    }
+}
+
+impl std::error::Error for RangeError {}

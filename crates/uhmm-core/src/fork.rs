@@ -1,0 +1,191 @@
+//! Fork: both sides see the memory of that moment, whatever state each page was in (R16).
+//!
+//! The kernel copies the program's mapped pages, the frame pool and the core's own memory, in-memory
+//! devices included, all copy-on-write. What it does not copy are the threads, and the registration
+//! of the mappings. So:
+//!
+//! 1. *prepare* (before the C library takes its own locks for the fork): [`Space::close_for_fork`]
+//!    closes the gate and waits until nothing is in flight.
+//! 2. While the gate is closed, faults are still served, since the forking thread may have to wait
+//!    for a lock whose holder faults. They are served without changing anything that the child
+//!    gets a copy of: the page's bytes are copied into place, and the page is put on the *log*, in
+//!    this order: log, then copy. The entry, the frame and the device page stay as they are.
+//! 3. fork.
+//! 4. On each side the log is applied: a page on it that is really mapped is System now, and its
+//!    device page or frame is released. In the parent every page on the log is mapped. In the
+//!    child one is mapped just if its copy came before the fork; and then the log, written before
+//!    it, names it.
+//! 5. The gate opens. In the child, what is mapped but neither System nor on the log was touched
+//!    before the child's memory was registered again: the kernel gave it a zero page that shadows
+//!    what is on the device. It is dropped, and the next touch brings the right bytes.
+//!
+//! A lock of a device that a handler holds at the moment of the fork (it only reads) is taken over
+//! in the child: see [`crate::lock`].
+
+use crate::addr::{PAGE_SHIFT, PageNo, PageRange};
+use crate::entry::State;
+use crate::fault::{Scratch, ZEROS};
+use crate::lock::Lock;
+use crate::migrate::Run;
+use crate::mmu::Mmu;
+use crate::space::Space;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::time::Duration;
+
+/// The most faults that are served while the gate is closed: 2 MiB beside the budget.
+const LOG: usize = 512;
+
+pub(crate) struct ForkLog {
+    pages: Box<[AtomicU64]>,
+    len: AtomicUsize,
+    /// Held by the handler that serves a fault while the gate is closed.
+    serving: Lock<()>,
+}
+
+impl Default for ForkLog {
+    fn default() -> Self {
+        Self {
+            pages: (0..LOG).map(|_| AtomicU64::new(0)).collect(),
+            len: AtomicUsize::new(0),
+            serving: Lock::new(()),
+        }
+    }
+}
+
+impl ForkLog {
+    fn iter(&self) -> impl Iterator<Item = PageNo> {
+        let len = self.len.load(Acquire);
+        self.pages[..len]
+            .iter()
+            .map(|page| PageNo(page.load(Acquire)))
+    }
+}
+
+impl<M: Mmu> Space<M> {
+    /// Closes the gate for a fork, and waits until nothing is in flight. The caller opens it again
+    /// with [`Space::open_in_parent`] or [`Space::open_in_child`].
+    pub fn close_for_fork(&self) {
+        self.gate.close(&self.mmu);
+        self.fork_log.len.store(0, Release);
+    }
+
+    /// Serves a fault while the gate is closed. `false`: it is open, or was meanwhile.
+    pub(crate) fn fault_while_closed(&self, page: PageNo, scratch: &mut Scratch) -> bool {
+        let serving = self.fork_log.serving.lock();
+        if !self.gate.is_closed() {
+            return false;
+        }
+        let state = self.entries.state(page);
+        let one = PageRange::new(page, 1);
+        let from = match state {
+            State::None | State::System { .. } => &ZEROS[..1],
+            State::Private(at) => {
+                let device = self.devices[usize::from(at.device)].device();
+                if device.copy_out(at.page, &mut scratch.pages[0]).is_err() {
+                    // Poisoning and retries are for the open gate.
+                    drop(serving);
+                    self.gate.wait_open(&self.mmu);
+                    return false;
+                }
+                &scratch.pages[..1]
+            }
+            State::Limbo(slot) => {
+                let frame = self.pool.claim_limbo(slot);
+                let to = &mut scratch.pages[0];
+                self.mmu
+                    .with_frame(&frame, &mut |data| to.0.copy_from_slice(&data.0));
+                &scratch.pages[..1]
+            }
+            // Somebody is still on the way out of the gate.
+            State::Migrating => {
+                std::thread::yield_now();
+                return false;
+            }
+            State::Poisoned => {
+                self.mmu.wake(one);
+                return true;
+            }
+        };
+        let next = self.fork_log.len.load(Acquire);
+        if next == LOG {
+            drop(serving);
+            self.gate.wait_open(&self.mmu);
+            return false;
+        }
+        self.fork_log.pages[next].store(page.0, Release);
+        self.fork_log.len.store(next + 1, Release);
+        if self.mmu.copy(from, page).pages == 0 {
+            // Present: it was served, and logged, before. Anything else: the touch repeats.
+            self.fork_log.len.store(next, Release);
+            self.mmu.wake(one);
+        }
+        true
+    }
+
+    /// Ends a fork in the parent, whether there is a child or not.
+    pub fn open_in_parent(&self) {
+        let serving = self.fork_log.serving.lock();
+        for page in self.fork_log.iter() {
+            self.apply(page);
+        }
+        self.fork_log.len.store(0, Release);
+        self.gate.open(&self.mmu);
+        drop(serving);
+        self.relieve();
+    }
+
+    /// Ends a fork in the child, which has one thread, and whose MMU has been set up anew.
+    pub fn open_in_child(&self) {
+        self.mmu.present(self.range(), &mut |mapped| {
+            for page in mapped.iter() {
+                if matches!(self.state(page), State::System { .. }) {
+                    continue;
+                }
+                if self.fork_log.iter().any(|logged| logged == page) {
+                    self.apply(page);
+                } else {
+                    self.mmu.discard(PageRange::new(page, 1));
+                }
+            }
+        });
+        self.fork_log.len.store(0, Release);
+        self.set_gauges();
+        self.gate.open_in_child(&self.mmu);
+        self.relieve();
+    }
+
+    /// The child's counters begin at zero, but it has inherited memory.
+    fn set_gauges(&self) {
+        let stats = self.stats();
+        stats
+            .ram_budget_bytes
+            .set((self.pool.budget() << PAGE_SHIFT) as u64);
+        self.pool.uncharge(0, stats);
+        for (i, device) in self.devices.iter().enumerate() {
+            let held = self.device_stats(i as u8);
+            held.pages.set(device.in_use() as u64);
+            held.pages_peak.raise(held.pages.get());
+            device.count_stored(held);
+        }
+    }
+
+    /// A page on the log is mapped.
+    fn apply(&self, page: PageNo) {
+        let any = |_, state| !matches!(state, State::System { .. } | State::Poisoned);
+        let mut run = Run::collect(self, page, 1, any);
+        let Some(was) = run.first() else { return };
+        self.pool.charge_existing(1, self.stats());
+        run.settle(1, |_| State::System { referenced: true });
+        match was {
+            State::Private(at) => self.devices[usize::from(at.device)].bury(at.page),
+            State::Limbo(slot) => self.pool.put_free(self.pool.claim_limbo(slot)),
+            _ => {}
+        }
+    }
+}
+
+impl crate::gate::Gate {
+    fn wait_open<M: Mmu>(&self, mmu: &M) {
+        drop(self.enter_within(mmu, Duration::from_millis(100)));
+    }
+}

@@ -1,0 +1,318 @@
+//! The frame pool's bookkeeping: which slots hold a frame, and how much RAM is in use.
+//!
+//! The pool is a mapping of its own, many slots larger than the budget, in blocks of 64 slots. A
+//! slot is empty, or holds a frame. A frame is in limbo (it is still some page's, and the entry
+//! names the slot) or free (warm memory to serve the next fault from).
+//!
+//! | `used` bit | `free` bit | slot |
+//! | --- | --- | --- |
+//! | 0 | 0 | empty |
+//! | 1 | 0 | in limbo, or in the hands of whoever holds its [`Frame`] |
+//! | 1 | 1 | holds a free frame |
+//!
+//! Clearing a `free` bit by compare-and-swap is what takes a free frame. Only the reclaimer takes
+//! empty blocks, a whole one for each batch that it unmaps, so that a batch is one contiguous move.
+//!
+//! `charged` counts physical pages in existence: mapped by the program, in limbo or free. It never
+//! exceeds the budget; that is the whole of the budget's enforcement.
+
+use crate::addr::FrameNo;
+use crate::stats::Stats;
+use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+
+/// Slots in a block: the most pages that one batch unmaps.
+pub const BLOCK: usize = 64;
+
+/// The sole right to use the frame in one slot of the pool. Only the pool makes one, and only
+/// for a slot that holds a frame that nobody else has.
+#[derive(Debug)]
+pub struct Frame(FrameNo);
+
+impl Frame {
+    /// The frame's slot.
+    pub fn slot(&self) -> FrameNo {
+        self.0
+    }
+}
+
+/// Slots of a pool for `budget_pages`. Many more than frames, since a block whose frames go one by
+/// one stays in use until the last has gone, and address space costs nothing.
+pub const fn slots_for(budget_pages: usize) -> usize {
+    let blocks = (8 * budget_pages).div_ceil(BLOCK);
+    (if blocks < 512 { 512 } else { blocks }) * BLOCK
+}
+
+/// See the module's head.
+pub(crate) struct FramePool<T> {
+    budget: usize,
+    charged: AtomicUsize,
+    free_frames: AtomicUsize,
+    used: T,
+    free: T,
+    /// Blocks below which a used bit may be set.
+    mark: AtomicUsize,
+    /// No block below this is empty, or it will be lowered.
+    empty_hint: AtomicUsize,
+    /// Where the next search for a free frame begins.
+    cursor: AtomicUsize,
+}
+
+impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
+    pub(crate) fn new(budget: usize, table: impl Fn(usize) -> Option<T>) -> Option<Self> {
+        let blocks = slots_for(budget) / BLOCK;
+        Some(Self {
+            budget,
+            charged: AtomicUsize::new(0),
+            free_frames: AtomicUsize::new(0),
+            used: table(blocks)?,
+            free: table(blocks)?,
+            mark: AtomicUsize::new(0),
+            empty_hint: AtomicUsize::new(0),
+            cursor: AtomicUsize::new(0),
+        })
+    }
+
+    /// Pages of RAM that may be in use.
+    pub(crate) fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// Pages of RAM in use.
+    pub(crate) fn charged(&self) -> usize {
+        self.charged.load(Acquire)
+    }
+
+    /// Pages that could be had at once: not yet charged, or free frames.
+    pub(crate) fn available(&self) -> usize {
+        self.budget.saturating_sub(self.charged()) + self.free_frames()
+    }
+
+    pub(crate) fn free_frames(&self) -> usize {
+        self.free_frames.load(Acquire)
+    }
+
+    /// Charges `pages` if the budget allows.
+    pub(crate) fn try_charge(&self, pages: usize, stats: &Stats) -> bool {
+        let room = |charged| (charged + pages <= self.budget).then_some(charged + pages);
+        let done = self.charged.fetch_update(AcqRel, Acquire, room).is_ok();
+        if done {
+            self.count_ram(stats);
+        }
+        done
+    }
+
+    /// Charges `pages` that exist already, whatever the budget: pages that a fork brought in.
+    pub(crate) fn charge_existing(&self, pages: usize, stats: &Stats) {
+        self.charged.fetch_add(pages, AcqRel);
+        self.count_ram(stats);
+    }
+
+    /// `pages` are gone.
+    pub(crate) fn uncharge(&self, pages: usize, stats: &Stats) {
+        let was = self.charged.fetch_sub(pages, AcqRel);
+        debug_assert!(was >= pages, "more RAM is given back than was taken");
+        self.count_ram(stats);
+    }
+
+    fn count_ram(&self, stats: &Stats) {
+        let bytes = (self.charged() << crate::addr::PAGE_SHIFT) as u64;
+        stats.ram_bytes.set(bytes);
+        stats.ram_peak_bytes.raise(bytes);
+    }
+
+    /// Takes a free frame.
+    pub(crate) fn take_free(&self) -> Option<Frame> {
+        let mark = self.mark.load(Acquire);
+        let start = self.cursor.load(Relaxed);
+        for step in 0..mark {
+            if self.free_frames() == 0 {
+                return None;
+            }
+            let block = (start + step) % mark;
+            let word = &self.free[block];
+            let mut bits = word.load(Acquire);
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                match word.compare_exchange_weak(bits, bits & !(1 << bit), AcqRel, Acquire) {
+                    Ok(_) => {
+                        self.cursor.store(block, Relaxed);
+                        self.free_frames.fetch_sub(1, AcqRel);
+                        return Some(Frame(FrameNo((block * BLOCK) as u32 + bit)));
+                    }
+                    Err(now) => bits = now,
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives a frame back, to serve another fault.
+    pub(crate) fn put_free(&self, frame: Frame) {
+        let (block, bit) = place(frame.0);
+        debug_assert_ne!(self.used[block].load(Acquire) & bit, 0);
+        // Counted first: a frame that can be seen is never missing from the count.
+        self.free_frames.fetch_add(1, AcqRel);
+        let was = self.free[block].fetch_or(bit, AcqRel);
+        debug_assert_eq!(was & bit, 0, "{frame:?} freed twice (R4)");
+    }
+
+    /// The right to a frame in limbo, for who has claimed the entry that names its slot.
+    pub(crate) fn claim_limbo(&self, slot: FrameNo) -> Frame {
+        let (block, bit) = place(slot);
+        debug_assert_ne!(
+            self.used[block].load(Acquire) & bit,
+            0,
+            "{slot:?} holds no frame"
+        );
+        debug_assert_eq!(
+            self.free[block].load(Acquire) & bit,
+            0,
+            "{slot:?} is free, not in limbo"
+        );
+        Frame(slot)
+    }
+
+    /// The frames of these slots have been moved into the space.
+    pub(crate) fn moved_out(&self, first: FrameNo, len: usize) {
+        for i in 0..len {
+            let (block, bit) = place(first.plus(i));
+            self.empty(block, bit);
+        }
+    }
+
+    /// The slots `bits` of `block` are empty now.
+    fn empty(&self, block: usize, bits: u64) {
+        let was = self.used[block].fetch_and(!bits, AcqRel);
+        if was & !bits == 0 {
+            self.empty_hint.fetch_min(block, AcqRel);
+        }
+    }
+
+    /// An empty block, all for the caller, or `None` if there is none now. For the reclaimer, which
+    /// is one thread at a time.
+    pub(crate) fn empty_block(&self) -> Option<u32> {
+        let mark = self.mark.load(Acquire);
+        let hint = self.empty_hint.swap(mark, AcqRel);
+        let empty = (hint..mark).find(|&block| self.used[block].load(Acquire) == 0);
+        let block = empty.or_else(|| (mark < self.used.len()).then_some(mark))?;
+        self.mark.fetch_max(block + 1, AcqRel);
+        // The caller may leave the block empty, so the hint stays on it.
+        self.empty_hint.fetch_min(block, AcqRel);
+        Some(block as u32)
+    }
+
+    /// `len` frames have been moved to the first slots of the empty `block`: they are in limbo.
+    pub(crate) fn moved_in(&self, block: u32, len: usize) {
+        let bits = if len == BLOCK {
+            u64::MAX
+        } else {
+            (1 << len) - 1
+        };
+        self.used[block as usize].store(bits, Release);
+    }
+
+    /// Which slots of `block` hold a frame in limbo (or in somebody's hands).
+    pub(crate) fn in_limbo(&self, block: u32) -> u64 {
+        let used = self.used[block as usize].load(Acquire);
+        used & !self.free[block as usize].load(Acquire)
+    }
+
+    /// Takes all free frames of `block` out of the pool, calls `drop` for each run of their slots,
+    /// which must give the memory back, and lowers the charge.
+    pub(crate) fn shed(&self, block: u32, stats: &Stats, mut drop: impl FnMut(FrameNo, usize)) {
+        let bits = self.free[block as usize].swap(0, AcqRel);
+        let count = bits.count_ones() as usize;
+        if count == 0 {
+            return;
+        }
+        self.free_frames.fetch_sub(count, AcqRel);
+        for run in runs(bits) {
+            drop(first_slot(block).plus(run.start), run.len());
+        }
+        self.empty(block as usize, bits);
+        self.uncharge(count, stats);
+    }
+
+    /// Blocks that may hold frames.
+    pub(crate) fn blocks(&self) -> Range<u32> {
+        0..self.mark.load(Acquire) as u32
+    }
+}
+
+/// The first slot of `block`.
+pub(crate) fn first_slot(block: u32) -> FrameNo {
+    FrameNo(block * BLOCK as u32)
+}
+
+fn place(slot: FrameNo) -> (usize, u64) {
+    (slot.0 as usize / BLOCK, 1 << (slot.0 as usize % BLOCK))
+}
+
+/// The maximal runs of set bits, in ascending order.
+fn runs(mut bits: u64) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        (bits != 0).then(|| {
+            let start = bits.trailing_zeros() as usize;
+            let len = (bits >> start).trailing_ones() as usize;
+            let run = if len == 64 {
+                u64::MAX
+            } else {
+                ((1 << len) - 1) << start
+            };
+            bits &= !run;
+            start..start + len
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(budget: usize) -> (FramePool<Vec<AtomicU64>>, Stats) {
+        let table = |n: usize| Some((0..n).map(|_| AtomicU64::new(0)).collect());
+        (FramePool::new(budget, table).unwrap(), Stats::default())
+    }
+
+    #[test]
+    fn the_budget_is_hard() {
+        let (pool, stats) = pool(100);
+        assert!(pool.try_charge(60, &stats));
+        assert!(!pool.try_charge(41, &stats));
+        assert!(pool.try_charge(40, &stats));
+        assert_eq!(pool.available(), 0);
+        pool.uncharge(100, &stats);
+        assert_eq!(stats.ram_peak_bytes.get(), 100 * 4096);
+    }
+
+    #[test]
+    fn a_frame_goes_from_limbo_to_free_to_use() {
+        let (pool, stats) = pool(100);
+        assert!(pool.try_charge(3, &stats));
+        let block = pool.empty_block().unwrap();
+        pool.moved_in(block, 3);
+        assert_ne!(pool.empty_block().unwrap(), block);
+        assert_eq!(pool.in_limbo(block), 0b111);
+        pool.put_free(pool.claim_limbo(first_slot(block).plus(1)));
+        assert_eq!(pool.in_limbo(block), 0b101);
+        let frame = pool.take_free().unwrap();
+        assert_eq!(frame.slot(), first_slot(block).plus(1));
+        assert!(pool.take_free().is_none());
+        pool.moved_out(frame.slot(), 1);
+        pool.moved_out(first_slot(block), 1);
+        pool.put_free(pool.claim_limbo(first_slot(block).plus(2)));
+        let mut dropped = Vec::new();
+        pool.shed(block, &stats, |slot, len| dropped.push((slot, len)));
+        assert_eq!(dropped, [(first_slot(block).plus(2), 1)]);
+        assert_eq!(pool.empty_block().unwrap(), block);
+        assert_eq!(pool.charged(), 2);
+    }
+
+    #[test]
+    fn runs_cover_every_bit() {
+        assert_eq!(runs(u64::MAX).collect::<Vec<_>>(), vec![0..64]);
+        assert_eq!(runs(0b1101 << 60).collect::<Vec<_>>(), vec![60..61, 62..64]);
+        assert_eq!(runs(0).count(), 0);
+    }
+}

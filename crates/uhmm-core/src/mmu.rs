@@ -1,0 +1,130 @@
+//! What HMM needs of the CPU's page tables.
+//!
+//! `uhmm-linux` implements it with userfaultfd on a real address space; `uhmm-sim` in plain memory,
+//! so that the whole core runs where failures can be injected and schedules replayed.
+//!
+//! Two mappings are behind the trait: the *space*, whose pages the program touches and whose
+//! missing pages fault, and the *frame pool*, which no program knows. Moving a page between them
+//! moves the physical page; no byte is copied.
+
+use crate::addr::{FrameNo, PageData, PageNo, PageRange};
+use crate::frames::Frame;
+use crate::stats::Stats;
+use std::ops::Deref;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+/// How far a call over several pages came: the first `pages` are done, and unless all were, `stop`
+/// says what the next one met. Nothing past it was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Progress {
+    /// Pages done, counted from the first.
+    pub pages: usize,
+    /// Why the call ended before the last page; `None` when it did not.
+    pub stop: Option<Stop>,
+}
+
+impl Progress {
+    /// All `pages` were done.
+    pub const fn all(pages: usize) -> Self {
+        Self { pages, stop: None }
+    }
+
+    /// `pages` were done, and the next met `stop`.
+    pub const fn stopped(pages: usize, stop: Stop) -> Self {
+        Self {
+            pages,
+            stop: Some(stop),
+        }
+    }
+}
+
+/// What ended a call over several pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The page is pinned for I/O or shared after a fork ([`Mmu::unshare`] ends the latter).
+    Busy,
+    /// The destination holds a page already.
+    Present,
+    /// There is no page at the source.
+    Absent,
+    /// The mapping is changing under the call (a race, a fork, an unread event). Nothing is
+    /// wrong; try again later. It is never progress.
+    Changing,
+    /// The mapping does not allow it: pages of a range that is not writable cannot be moved.
+    Protected,
+    /// The destination is no longer mapped, or no longer managed.
+    Unmapped,
+    /// The machine is out of memory.
+    NoMemory,
+}
+
+/// The CPU's page tables, the frame pool's memory, and waiting.
+///
+/// Calls on distinct pages may run at the same time. The core never makes two calls that change
+/// the same page at once: the entry's Migrating state excludes that.
+pub trait Mmu: Send + Sync {
+    /// A table of zeroed words that costs memory only where it is used.
+    type Table: Deref<Target = [AtomicU64]> + Send + Sync;
+
+    /// Makes a table of `len` words, or `None` when the address space has no room for it.
+    fn table(&self, len: usize) -> Option<Self::Table>;
+
+    /// Where the space's counters live.
+    fn stats(&self) -> &Stats;
+
+    /// Takes `pages` out of the space: their frames become the slots from `into` on, which are
+    /// empty. A later touch of the pages is a missing fault.
+    fn take(&self, pages: PageRange, into: FrameNo) -> Progress;
+
+    /// Puts the frames in the slots from `from` on into the space as `pages`, which are missing.
+    /// The slots are empty afterwards. Wakes whoever waits for the pages.
+    fn put(&self, from: FrameNo, pages: PageRange) -> Progress;
+
+    /// Moves present pages `from` to the missing pages from `to` on, within the space.
+    fn relocate(&self, from: PageRange, to: PageNo) -> Progress;
+
+    /// Fills missing pages from `at` on with copies of `from`, in new memory. Wakes whoever waits.
+    fn copy(&self, from: &[PageData], at: PageNo) -> Progress;
+
+    /// Reads a present page of the space, whatever its protection; `false` if it cannot.
+    fn peek(&self, page: PageNo, to: &mut PageData) -> bool;
+
+    /// Whether the program may write to the present `page`.
+    fn is_writable(&self, page: PageNo) -> bool;
+
+    /// Makes threads that wait for a fault in `pages` touch them again.
+    fn wake(&self, pages: PageRange);
+
+    /// Drops what is present in `pages`: they are missing afterwards, their memory is given back.
+    fn discard(&self, pages: PageRange);
+
+    /// Makes every later touch of the missing `page` a SIGBUS.
+    fn poison(&self, page: PageNo);
+
+    /// Ends the sharing of present `pages` with other processes after a fork: a private copy is
+    /// made where it must be. A page that is still [`Stop::Busy`] afterwards is pinned.
+    fn unshare(&self, pages: PageRange);
+
+    /// Calls `each` with every maximal range of present pages within `pages`, in ascending order.
+    fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange));
+
+    /// Gives the bytes of a frame to `with`.
+    fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData));
+
+    /// Gives the memory of `len` frames from slot `first` on back to the machine; the slots are
+    /// empty afterwards.
+    fn drop_frames(&self, first: FrameNo, len: usize);
+
+    /// Sleeps while the low 32 bits of `word` are those of `seen`, at most for `at_most`. May
+    /// return early, without reason.
+    fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration);
+
+    /// Wakes every thread in [`Mmu::wait`] on `word`.
+    fn wake_waiters(&self, word: &AtomicU64);
+
+    /// Called when a fault cannot be served because RAM and every device are full and stay full
+    /// (R19). A real process says so plainly and ends here; what returns makes the fault retry.
+    fn out_of_memory(&self);
+}

@@ -1,0 +1,46 @@
+//! Keeps a change of protection and an eviction that relies on it apart.
+//!
+//! A page that is not writable is evicted by reading, storing and dropping it, which is right only
+//! while it stays so. Two flags, each set before the other side's is read (sequentially
+//! consistent), so that one of the two always sees the other. The eviction gives way at once; the
+//! application thread that changes a protection waits for it, and it is one page's work.
+
+use crate::mmu::Mmu;
+use crate::space::Space;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+#[derive(Default)]
+pub(crate) struct Protection {
+    changing: AtomicUsize,
+    evicting: AtomicUsize,
+}
+
+impl Protection {
+    /// Holds the protection as it is, unless it is being changed.
+    pub(crate) fn hold(&self) -> Option<Held<'_>> {
+        self.evicting.fetch_add(1, SeqCst);
+        let held = Held(self);
+        (self.changing.load(SeqCst) == 0).then_some(held)
+    }
+}
+
+pub(crate) struct Held<'a>(&'a Protection);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.evicting.fetch_sub(1, SeqCst);
+    }
+}
+
+impl<M: Mmu> Space<M> {
+    /// Runs `change`, which changes the protection of pages of the space.
+    pub fn change_protection<R>(&self, change: impl FnOnce() -> R) -> R {
+        self.protection.changing.fetch_add(1, SeqCst);
+        while self.protection.evicting.load(SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        let result = change();
+        self.protection.changing.fetch_sub(1, SeqCst);
+        result
+    }
+}

@@ -1,0 +1,209 @@
+//! What programs do to ranges: drop their contents, or move them elsewhere.
+//!
+//! These run on application threads: they settle entries by single compare-and-swaps, bury device
+//! pages instead of freeing them, and wait for nobody but the owner of a page in flight.
+
+use crate::addr::{PageData, PageNo, PageRange};
+use crate::entry::State;
+use crate::error::RangeError;
+use crate::frames::BLOCK;
+use crate::gate::Pass;
+use crate::migrate::Run;
+use crate::mmu::{Mmu, Stop};
+use crate::space::Space;
+use std::time::Duration;
+
+/// How long an application thread waits for a fork to end; see [`crate::gate`].
+const FORK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Proof of being inside the gate, for what an application thread does in several steps.
+pub struct Inside<'a, M: Mmu> {
+    _pass: Pass<'a, M>,
+    space: &'a Space<M>,
+}
+
+impl<M: Mmu> Space<M> {
+    /// Enters the gate, so that no fork comes between the caller's steps.
+    ///
+    /// # Errors
+    /// [`RangeError::Forking`] when a fork is going on and does not end in time.
+    pub fn inside(&self) -> Result<Inside<'_, M>, RangeError> {
+        let pass = self
+            .gate
+            .enter_within(&self.mmu, FORK_PATIENCE)
+            .ok_or(RangeError::Forking)?;
+        Ok(Inside {
+            _pass: pass,
+            space: self,
+        })
+    }
+}
+
+impl<M: Mmu> Inside<'_, M> {
+    /// Drops the contents of `pages`: they read as zero from now on.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`].
+    pub fn discard(&self, pages: PageRange) -> Result<(), RangeError> {
+        let space = self.space;
+        let range = space.range();
+        if pages.start < range.start || pages.end() > range.end() {
+            return Err(RangeError::NotManaged);
+        }
+        let mut mapped = 0;
+        space
+            .entries
+            .for_each_used(pages, |page, _| mapped += usize::from(self.forget(page)));
+        space.mmu.discard(pages);
+        // Only now has the memory been given back.
+        space.pool.uncharge(mapped, space.stats());
+        Ok(())
+    }
+
+    /// Makes the entry None; returns whether a mapped page is left to be dropped.
+    fn forget(&self, page: PageNo) -> bool {
+        let space = self.space;
+        loop {
+            let seen = space.entries.load(page);
+            let state = seen.state();
+            if state == State::Migrating {
+                space.entries.wait(page, &space.mmu);
+                continue;
+            }
+            if !space.entries.forget(page, seen) {
+                continue;
+            }
+            match state {
+                State::Private(at) => space.devices[usize::from(at.device)].bury(at.page),
+                State::Limbo(slot) => space.pool.put_free(space.pool.claim_limbo(slot)),
+                _ => {}
+            }
+            return matches!(state, State::System { .. });
+        }
+    }
+
+    /// Moves the contents of `from` to the fresh, untouched pages from `to` on, which reads as
+    /// zero otherwise; `from` reads as zero afterwards. Nobody may touch either meanwhile.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`], with nothing moved.
+    pub fn relocate(&self, from: PageRange, to: PageNo) -> Result<(), RangeError> {
+        let space = self.space;
+        let range = space.range();
+        let inside = |pages: PageRange| pages.start >= range.start && pages.end() <= range.end();
+        if !inside(from) || !inside(PageRange::new(to, from.len)) {
+            return Err(RangeError::NotManaged);
+        }
+        let mut next = from.start;
+        space.entries.for_each_used(from, |page, _| {
+            if page < next {
+                return;
+            }
+            next = page.plus(1);
+            let offset = (page.0 - from.start.0) as usize;
+            let most = (from.end().0 - page.0) as usize;
+            let moved = self.relocate_run(page, most.min(BLOCK), to.plus(offset));
+            next = page.plus(moved.max(1));
+        });
+        Ok(())
+    }
+
+    /// Moves a run of pages in one state; returns how many.
+    fn relocate_run(&self, from: PageNo, most: usize, to: PageNo) -> usize {
+        let space = self.space;
+        loop {
+            let first = space.entries.state(from);
+            let same = |i, state| match (first, state) {
+                (State::System { .. }, State::System { .. }) => true,
+                (State::Limbo(slot), state) => state == State::Limbo(slot.plus(i)),
+                (State::Private(_) | State::Poisoned, _) => i == 0 && state == first,
+                _ => false,
+            };
+            let mut run = Run::collect(space, from, most, same);
+            let len = run.pages().len;
+            if len == 0 {
+                match space.entries.state(from) {
+                    State::None => return 1,
+                    State::Migrating => space.entries.wait(from, &space.mmu),
+                    _ => {}
+                }
+                continue;
+            }
+            // The other end is claimed too: it is fresh, and nobody touches it.
+            let fresh = |_, state| state == State::None;
+            let mut target = Run::collect(space, to, len, fresh);
+            let moved = match first {
+                State::Private(at) => {
+                    space.devices[usize::from(at.device)].change_owner(at.page, to);
+                    1
+                }
+                State::Limbo(slot) => {
+                    let progress = space.mmu.put(slot, PageRange::new(to, len));
+                    space.pool.moved_out(slot, progress.pages);
+                    progress.pages
+                }
+                State::Poisoned => {
+                    space.mmu.poison(to);
+                    1
+                }
+                _ => self.move_mapped(run.pages(), to),
+            };
+            let state = match first {
+                State::Limbo(_) | State::System { .. } => State::System { referenced: false },
+                other => other,
+            };
+            target.settle(moved, |_| state);
+            run.settle(moved, |_| State::None);
+            if moved > 0 {
+                return moved;
+            }
+            drop((run, target));
+            if let State::Limbo(slot) = first {
+                return self.relocate_frame(from, slot, to);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Moves mapped pages; what cannot be moved (pinned, not writable) is copied.
+    fn move_mapped(&self, from: PageRange, to: PageNo) -> usize {
+        let mmu = &self.space.mmu;
+        let mut progress = mmu.relocate(from, to);
+        if progress.pages == 0 && progress.stop == Some(Stop::Busy) {
+            mmu.unshare(from);
+            progress = mmu.relocate(from, to);
+        }
+        if progress.pages > 0 {
+            return progress.pages;
+        }
+        let mut data = [PageData::ZERO];
+        if mmu.peek(from.start, &mut data[0]) && mmu.copy(&data, to).pages == 1 {
+            mmu.discard(PageRange::new(from.start, 1));
+            return 1;
+        }
+        0
+    }
+
+    /// A frame in limbo that cannot be moved to a range that is not writable: its bytes are copied.
+    fn relocate_frame(&self, from: PageNo, slot: crate::addr::FrameNo, to: PageNo) -> usize {
+        let space = self.space;
+        let mut run = Run::collect(space, from, 1, |_, state| state == State::Limbo(slot));
+        let mut target = Run::collect(space, to, 1, |_, state| state == State::None);
+        if run.first().is_none() || target.first().is_none() {
+            return 0;
+        }
+        let frame = space.pool.claim_limbo(slot);
+        let mut data = [PageData::ZERO];
+        space
+            .mmu
+            .with_frame(&frame, &mut |bytes| data[0].0.copy_from_slice(&bytes.0));
+        if space.mmu.copy(&data, to).pages == 0 {
+            return 0;
+        }
+        space.pool.charge_existing(1, space.stats());
+        target.settle(1, |_| State::System { referenced: false });
+        run.settle(1, |_| State::None);
+        space.pool.put_free(frame);
+        1
+    }
+}
