@@ -1,0 +1,158 @@
+//! The command line, and its help.
+
+use super::failure::say;
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Run programs that need more memory than they may have: the pages that they do not touch live
+/// on a device, such as memory compressed with LZ4, and come back when they do.
+#[derive(Debug, Parser)]
+#[command(name = "uhmm", version, max_term_width = 100, after_long_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  uhmm doctor
+      say whether this machine and this user can run it, and how to mend what is missing
+  uhmm run --ram 64M --device lz4 -- sort -S 1G big.txt
+      sort in 64 MiB of RAM, with the rest compressed
+  uhmm run --ram 25% --device lz4:8G --device mirror:1G -- python3 job.py
+      two devices: pages go to the second when the first is full";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Run(RunArgs),
+    /// List the kinds of devices and their options
+    Devices,
+    /// Check what this machine and this user can do, and say how to mend what is missing
+    Doctor,
+}
+
+/// Run a program with a limit on its RAM, and its cold pages on devices
+///
+/// The program is not changed, and sees nothing of it: its memory (malloc and private anonymous
+/// mmap) is managed by a library that is loaded into it, and into the programs that it starts.
+/// It must be dynamically linked with glibc.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = RUN_HELP, override_usage = RUN_USAGE)]
+pub struct RunArgs {
+    /// RAM that each process may use for managed memory: bytes with K, M, G or T (powers of
+    /// 1024), or N% of the machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "50%")]
+    pub ram: String,
+
+    /// Where cold pages go: KIND or KIND:SIZE, such as lz4 or lz4:8G; given several times, the
+    /// devices are used in this order [default: lz4]
+    ///
+    /// `uhmm devices` lists the kinds, and what SIZE is when it is not given.
+    #[arg(long = "device", value_name = "SPEC")]
+    pub devices: Vec<String>,
+
+    /// Write what was counted to FILE, as JSON, once the program has ended
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+
+    /// Say nothing when the program has ended
+    #[arg(long)]
+    pub quiet: bool,
+
+    /// The program, looked up in PATH as a shell does, and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+const RUN_USAGE: &str =
+    "uhmm run [--ram SIZE] [--device SPEC]... [--stats FILE] [--quiet] -- COMMAND [ARG...]";
+
+const RUN_HELP: &str = "\
+Exit status:
+  that of the program, or 128 + N if signal N ended it; 127 if the program is not found, 126 if
+  it cannot be executed; 2 for wrong use, or a machine or program for which it cannot be done
+
+Signals:
+  SIGINT and SIGQUIT are left to the program; SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on
+
+Examples:
+  uhmm run --ram 64M --device lz4 -- sort -S 1G big.txt
+  uhmm run --ram 1G --device lz4:50% --stats stats.json --quiet -- ./server --port 80";
+
+/// Prints the help that was asked for, or says in one line what is wrong with the arguments.
+pub fn explain(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            say(one_line(&error.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The complaint and its tips, without the usage that follows them.
+fn one_line(error: &str) -> String {
+    let said = error
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let mut line = String::new();
+    for part in said.filter(|part| !part.is_empty() && !part.starts_with("For more information")) {
+        let between = match line.chars().last() {
+            None => "",
+            Some(':') => " ",
+            Some(_) => "; ",
+        };
+        line += between;
+        line += part.strip_prefix("error: ").unwrap_or(part);
+    }
+    line + "; --help says more"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_command_is_its_own() {
+        let line = [
+            "uhmm", "run", "--ram", "64M", "--", "sort", "--quiet", "--", "-S", "1G",
+        ];
+        let Verb::Run(run) = Args::try_parse_from(line).unwrap().verb else {
+            panic!("not run")
+        };
+        assert_eq!((run.ram.as_str(), run.quiet), ("64M", false));
+        assert_eq!(run.command, ["sort", "--quiet", "--", "-S", "1G"]);
+    }
+
+    #[test]
+    fn wrong_arguments_get_one_line() {
+        for (arguments, says) in [
+            (&["run"][..], "<COMMAND>"),
+            (&["run", "--rem", "1M", "--", "true"], "'--rem'"),
+            (&["run", "--ram"], "'--ram <SIZE>'"),
+            (&["walk"], "'walk'"),
+        ] {
+            let error = Args::try_parse_from([&["uhmm"], arguments].concat()).unwrap_err();
+            let line = one_line(&error.to_string());
+            assert!(line.lines().count() == 1 && line.contains(says), "{line}");
+        }
+    }
+}

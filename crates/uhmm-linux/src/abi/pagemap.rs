@@ -1,0 +1,123 @@
+//! `PAGEMAP_SCAN` (Linux 6.7): what is really mapped, in bulk.
+
+use linux_raw_sys::general::{page_region, pm_scan_arg};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io;
+use rustix::ioctl::{Updater, ioctl, opcode};
+use std::ops::Range;
+
+const PAGEMAP_SCAN: rustix::ioctl::Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
+
+/// The page is in memory.
+pub const PRESENT: u64 = 1 << 3;
+/// The page is in the kernel's swap.
+pub const SWAPPED: u64 = 1 << 4;
+/// The page is the kernel's shared page of zeros.
+pub const ZERO_PAGE: u64 = 1 << 5;
+/// The page is part of a huge mapping.
+pub const HUGE: u64 = 1 << 6;
+
+/// Calls `each` with every maximal range of bytes in `range` whose pages are in any of the
+/// categories `any`, and the categories that they share, in ascending order.
+///
+/// # Errors
+/// What opening `/proc/self/pagemap` or the scan return; `ENOTTY` before Linux 6.7.
+pub fn scan(
+    range: Range<usize>,
+    any: u64,
+    mut each: impl FnMut(Range<usize>, u64),
+) -> io::Result<()> {
+    let pagemap = open(
+        "/proc/self/pagemap",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut regions = [page_region {
+        start: 0,
+        end: 0,
+        categories: 0,
+    }; 256];
+    let mut start = range.start;
+    while start < range.end {
+        let mut arg = pm_scan_arg {
+            size: size_of::<pm_scan_arg>() as u64,
+            flags: 0,
+            start: start as u64,
+            end: range.end as u64,
+            walk_end: 0,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: 0,
+            category_anyof_mask: any,
+            return_mask: any,
+        };
+        // SAFETY: the argument is the structure of this request; the kernel writes to it and to
+        // `regions`, which outlives the call.
+        let found = unsafe { ioctl(&pagemap, ScanUpdater::new(&mut arg)) };
+        let found = found.map(|count| count as usize)?;
+        for region in &regions[..found] {
+            each(
+                region.start as usize..region.end as usize,
+                region.categories,
+            );
+        }
+        start = arg.walk_end as usize;
+    }
+    Ok(())
+}
+
+/// Like rustix's `Updater`, but keeps the number that the call returns.
+struct ScanUpdater<'a>(Updater<'a, PAGEMAP_SCAN, pm_scan_arg>);
+
+impl<'a> ScanUpdater<'a> {
+    fn new(arg: &'a mut pm_scan_arg) -> Self {
+        // SAFETY: the number is that of a request which takes this structure.
+        Self(unsafe { Updater::new(arg) })
+    }
+}
+
+// SAFETY: opcode and pointer are those of the wrapped updater; only the output differs.
+unsafe impl rustix::ioctl::Ioctl for ScanUpdater<'_> {
+    type Output = i32;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> rustix::ioctl::Opcode {
+        PAGEMAP_SCAN
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        self.0.as_ptr()
+    }
+
+    unsafe fn output_from_ptr(
+        out: rustix::ioctl::IoctlOutput,
+        _: *mut std::ffi::c_void,
+    ) -> io::Result<i32> {
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::Mapping;
+
+    #[test]
+    fn finds_exactly_the_touched_pages() {
+        let map = Mapping::anonymous(64 * 4096, c"uhmm-test").unwrap();
+        map.allow_all().unwrap();
+        for page in [3, 4, 5, 40] {
+            // SAFETY: within the mapping, which nobody else uses.
+            unsafe { map.at(page * 4096).write(1) };
+        }
+        let mut found = Vec::new();
+        let base = map.address();
+        scan(base..base + map.len(), PRESENT, |range, _| {
+            found.push(((range.start - base) / 4096)..((range.end - base) / 4096));
+        })
+        .unwrap();
+        assert_eq!(found, [3..6, 40..41]);
+    }
+}

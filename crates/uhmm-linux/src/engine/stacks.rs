@@ -1,0 +1,114 @@
+//! Threads of our own, on stacks of our own.
+//!
+//! A fault handler must not run on a stack that some allocator gave out: inside a managed program
+//! that would be managed memory (R18). All stacks lie in one mapping, so that whoever interposes
+//! the allocator can tell a thread of ours by its stack pointer, in two comparisons: threads of
+//! ours must get unmanaged memory even for what the C library allocates on their behalf.
+
+use crate::mapping::Mapping;
+use rustix::mm::MprotectFlags;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+/// Stacks in the mapping.
+const STACKS: usize = 72;
+const STACK: usize = 256 << 10;
+/// Left without access below each stack.
+const GUARD: usize = 16 << 10;
+
+/// Where the stacks of the process lie; both zero while there are none.
+static LOW: AtomicUsize = AtomicUsize::new(0);
+static HIGH: AtomicUsize = AtomicUsize::new(0);
+
+/// Threads being started now. What the C library allocates for them is theirs.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether memory that is allocated now must not be managed: the calling thread is one of ours, or
+/// one is being started.
+#[inline]
+pub fn needs_unmanaged_memory() -> bool {
+    let here = 0u8;
+    let address = std::ptr::from_ref(&here) as usize;
+    address.wrapping_sub(LOW.load(Relaxed)) < HIGH.load(Relaxed).wrapping_sub(LOW.load(Relaxed))
+        || STARTING.load(Relaxed) > 0
+}
+
+/// The stacks, for one engine after the other: a process has one at a time.
+#[derive(Debug)]
+pub(crate) struct Stacks {
+    mapping: Mapping,
+    used: AtomicUsize,
+}
+
+impl Stacks {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        let mapping = Mapping::anonymous(STACKS * STACK, c"uhmm-stacks")?;
+        LOW.store(mapping.address(), Release);
+        HIGH.store(mapping.address() + mapping.len(), Release);
+        Ok(Self {
+            mapping,
+            used: AtomicUsize::new(0),
+        })
+    }
+
+    /// Forgets all threads: in the child of a fork they do not exist.
+    pub(crate) fn forget_threads(&self) {
+        self.used.store(0, Release);
+    }
+
+    /// Starts a thread that runs `main(argument)` with all signals blocked, on the CPU `cpu` if
+    /// one is given. `argument` must be valid for as long as the thread runs.
+    pub(crate) fn spawn(
+        &self,
+        cpu: Option<usize>,
+        main: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
+        argument: *mut libc::c_void,
+    ) -> std::io::Result<libc::pthread_t> {
+        let index = self.used.fetch_add(1, AcqRel);
+        if index >= STACKS {
+            return Err(std::io::Error::other("too many handler threads"));
+        }
+        let stack = index * STACK + GUARD;
+        self.mapping.protect(
+            stack,
+            STACK - GUARD,
+            MprotectFlags::READ | MprotectFlags::WRITE,
+        )?;
+        // SAFETY: the structures are initialised by the calls that take them first; the stack is
+        // ours, mapped, and no other thread's. Signals are blocked around the creation, so that the
+        // new thread starts with all of them blocked: the program's handlers never run on it.
+        unsafe {
+            let mut attributes = std::mem::zeroed::<libc::pthread_attr_t>();
+            check(libc::pthread_attr_init(&mut attributes))?;
+            check(libc::pthread_attr_setstack(
+                &mut attributes,
+                self.mapping.at(stack).cast(),
+                STACK - GUARD,
+            ))?;
+            let (mut all, mut old) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+            let mut thread = 0;
+            STARTING.fetch_add(1, AcqRel);
+            let created = libc::pthread_create(&mut thread, &attributes, main, argument);
+            STARTING.fetch_sub(1, AcqRel);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+            libc::pthread_attr_destroy(&mut attributes);
+            check(created)?;
+            let mut set = std::mem::zeroed::<libc::cpu_set_t>();
+            if let Some(cpu) = cpu {
+                libc::CPU_SET(cpu, &mut set);
+                // A CPU that has gone away meanwhile costs speed only.
+                libc::pthread_setaffinity_np(thread, size_of_val(&set), &set);
+            }
+            Ok(thread)
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> std::io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::from_raw_os_error(result))
+    }
+}

@@ -1,0 +1,175 @@
+//! The thread engine: one handler per CPU, blocked in `read` and pinned there.
+//!
+//! A fault wakes every handler, and the one on the faulting thread's own CPU normally wins: it runs
+//! as soon as the faulting thread sleeps, without a wake-up of another CPU (docs/faults.md). A
+//! read returns all messages that wait, events before the faults after them, and each fault is
+//! served before the next read. `EINTR` and `EAGAIN` mean that nothing was read.
+//!
+//! Beside the handlers runs the reclaimer. None of these threads touches managed memory, takes a
+//! signal, or is known to the program.
+//!
+//! # Stopping
+//!
+//! The last page of the space is the *bell*: nobody owns it. To stop, a flag is set and the bell is
+//! touched. Each handler that reads the bell's fault wakes the toucher, whose touch repeats and
+//! fetches the next handler; the last one fills the page.
+
+use super::stacks::Stacks;
+use crate::abi::uffd::{Event, Messages};
+use crate::mmu::LinuxMmu;
+use rustix::mm::{self, Advice, MprotectFlags};
+use std::ffi::c_void;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use uhmm_core::Space;
+use uhmm_core::addr::{PAGE_SIZE, PageData, PageNo, PageRange};
+use uhmm_core::fault::Scratch;
+use uhmm_core::mmu::Mmu;
+
+/// Handlers beyond this many only wake each other.
+const MAX_HANDLERS: usize = 64;
+
+/// What the threads share. Freed by whoever drops the last reference, threads included.
+struct Shared {
+    space: Arc<Space<LinuxMmu>>,
+    stop: AtomicBool,
+    handlers: AtomicUsize,
+    bell: PageNo,
+}
+
+/// The running engine of one space; stops when dropped.
+pub struct ThreadEngine {
+    shared: Arc<Shared>,
+    stacks: Stacks,
+    threads: Vec<libc::pthread_t>,
+}
+
+/// The page of a space that the engine keeps for itself: the last one.
+pub fn bell(space: PageRange) -> PageNo {
+    space.start.plus(space.len - 1)
+}
+
+impl ThreadEngine {
+    /// Starts the handlers and the reclaimer of `space`.
+    ///
+    /// # Errors
+    /// When threads cannot be created.
+    pub fn start(space: Arc<Space<LinuxMmu>>) -> io::Result<Self> {
+        let bell = bell(space.range());
+        let one = PageRange::new(bell, 1);
+        space
+            .mmu()
+            .protect(one, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        let shared = Arc::new(Shared {
+            space,
+            stop: AtomicBool::new(false),
+            handlers: AtomicUsize::new(0),
+            bell,
+        });
+        let mut engine = Self {
+            shared,
+            stacks: Stacks::new()?,
+            threads: Vec::with_capacity(80),
+        };
+        engine.spawn_all()?;
+        Ok(engine)
+    }
+
+    fn spawn_all(&mut self) -> io::Result<()> {
+        let allowed = rustix::thread::sched_getaffinity(None)?;
+        let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+        for cpu in cpus.take(MAX_HANDLERS) {
+            self.spawn(Some(cpu), handler)?;
+            self.shared.handlers.fetch_add(1, AcqRel);
+        }
+        self.spawn(None, reclaimer)
+    }
+
+    fn spawn(
+        &mut self,
+        cpu: Option<usize>,
+        main: extern "C" fn(*mut c_void) -> *mut c_void,
+    ) -> io::Result<()> {
+        let argument = Arc::into_raw(Arc::clone(&self.shared));
+        match self.stacks.spawn(cpu, main, argument.cast_mut().cast()) {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => {
+                // SAFETY: the thread that would have owned this count does not exist.
+                drop(unsafe { Arc::from_raw(argument) });
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The space that the engine serves.
+    pub fn space(&self) -> &Arc<Space<LinuxMmu>> {
+        &self.shared.space
+    }
+
+    /// Starts the threads again in the child of a fork, which has only the forking thread.
+    ///
+    /// # Errors
+    /// When threads cannot be created.
+    pub fn restart_in_child(&mut self) -> io::Result<()> {
+        for _ in self.threads.drain(..) {
+            // SAFETY: takes back the count that a thread of the parent held; here it never runs.
+            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.shared)) };
+        }
+        self.stacks.forget_threads();
+        self.shared.handlers.store(0, Release);
+        self.spawn_all()
+    }
+}
+
+impl Drop for ThreadEngine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Release);
+        let bell = self.shared.bell.address() as *mut c_void;
+        // SAFETY: the bell is a page of ours that holds nothing.
+        let rung = unsafe { mm::madvise(bell, PAGE_SIZE, Advice::LinuxPopulateRead) };
+        debug_assert!(rung.is_ok(), "the bell: {rung:?}");
+        for &thread in &self.threads {
+            // SAFETY: started by us, joined once.
+            unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
+        }
+    }
+}
+
+extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
+    // SAFETY: the spawner gave this thread one count of the `Arc`.
+    let shared = unsafe { Arc::from_raw(argument.cast::<Shared>()) };
+    let space = &*shared.space;
+    let (mut messages, mut scratch) = (Messages::default(), Scratch::default());
+    let mut rung = false;
+    while !rung {
+        let read = space.mmu().uffd().read(&mut messages, |event| {
+            let Event::PageFault { address, .. } = event else {
+                return;
+            };
+            match PageNo::containing(address) {
+                page if page == shared.bell => rung = true,
+                page => space.fault(page, &mut scratch),
+            }
+        });
+        if read.is_err() {
+            // Only a descriptor that is not ours any more: nothing can be served.
+            std::process::abort();
+        }
+    }
+    debug_assert!(shared.stop.load(Acquire), "somebody touched the bell");
+    if shared.handlers.fetch_sub(1, AcqRel) == 1 {
+        let _ = space.mmu().copy(&[PageData::ZERO], shared.bell);
+    } else {
+        space.mmu().wake(PageRange::new(shared.bell, 1));
+    }
+    std::ptr::null_mut()
+}
+
+extern "C" fn reclaimer(argument: *mut c_void) -> *mut c_void {
+    // SAFETY: the spawner gave this thread one count of the `Arc`.
+    let shared = unsafe { Arc::from_raw(argument.cast::<Shared>()) };
+    shared.space.run_reclaimer(&shared.stop);
+    std::ptr::null_mut()
+}

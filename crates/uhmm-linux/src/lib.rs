@@ -1,0 +1,17 @@
+//! The real MMU: userfaultfd, the frame pool's memory, the fault engines, and the probe.
+
+pub mod abi;
+pub mod child;
+pub mod end;
+pub mod engine;
+pub mod mapping;
+pub mod mmu;
+pub mod probe;
+
+/// Protection of mapped memory.
+pub mod protection {
+    pub use rustix::mm::MprotectFlags;
+}
+
+pub mod shared_stats;
+pub mod signals;

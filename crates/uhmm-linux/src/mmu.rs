@@ -1,0 +1,417 @@
+//! The real [`Mmu`]: a reserved address range and the frame pool, both registered with one
+//! userfaultfd.
+//!
+//! The space is reserved without access; whoever hands parts of it out gives them access with
+//! `mprotect`. The pool is one mapping of slots, all of it writable. Each is registered once and
+//! whole, so the number of regions a program makes costs no registrations (docs/faults.md).
+//!
+//! Moving a page needs both mappings to be writable and each range to lie within one kernel
+//! mapping. Where a range straddles two, the call is repeated on halves.
+
+use crate::abi::uffd::{Done, OpenError, Uffd};
+use crate::abi::{futex, pagemap};
+use crate::mapping::{Mapping, Table};
+use crate::shared_stats::Slot;
+use linux_raw_sys::general::{UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON};
+use rustix::io::{self, Errno};
+use rustix::mm::{self, Advice, MprotectFlags};
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use uhmm_core::addr::{FrameNo, PAGE_SIZE, PageData, PageNo, PageRange};
+use uhmm_core::frames::{Frame, slots_for};
+use uhmm_core::mmu::{Mmu, Progress, Stop};
+use uhmm_core::stats::Stats;
+
+/// userfaultfd features that uhmm cannot do without.
+pub const FEATURES: u64 = UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64;
+
+/// How often a move that met a race is tried again before the caller hears of it.
+const RACES: usize = 16;
+
+/// The lowest descriptor number for the userfaultfd, if the limit on open files allows.
+const HIGH_FD: i32 = 900;
+
+/// Why the real MMU could not be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetupError {
+    /// No userfaultfd.
+    Open(OpenError),
+    /// No address space for the space or the pool.
+    Reserve(Errno),
+    /// A range could not be registered; `EBUSY`: another userfaultfd has it.
+    Register(Errno),
+    /// No memory for the counters.
+    Stats,
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(error) => error.fmt(f),
+            Self::Reserve(errno) => write!(
+                f,
+                "cannot reserve address space ({errno}): raise the limit (ulimit -v unlimited)"
+            ),
+            Self::Register(Errno::BUSY) => f.write_str(
+                "the range belongs to another userfaultfd: only one program may serve a mapping",
+            ),
+            Self::Register(errno) => write!(f, "cannot register memory with userfaultfd: {errno}"),
+            Self::Stats => f.write_str("no memory for the counters"),
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// Sizes of space that are tried, in bytes: the address space may be limited.
+const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
+
+/// See the module's head.
+pub struct LinuxMmu {
+    uffd: Uffd,
+    space: Mapping,
+    pool: Mapping,
+    stats: Slot,
+    exhausted: fn(),
+}
+
+impl LinuxMmu {
+    /// Reserves a space, as large as the limits allow, and a frame pool for `budget_pages`.
+    /// `exhausted` is called when RAM and every device are full and a fault waits (R19).
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn new(budget_pages: usize, stats: Slot, exhausted: fn()) -> Result<Self, SetupError> {
+        let uffd = Uffd::open(FEATURES)
+            .map_err(SetupError::Open)?
+            .moved_up(HIGH_FD);
+        let mut last = Errno::NOMEM;
+        let space = SPACES.into_iter().find_map(|len| {
+            Mapping::anonymous(len, c"uhmm-space")
+                .map_err(|errno| last = errno)
+                .ok()
+        });
+        let space = space.ok_or(SetupError::Reserve(last))?;
+        let pool = Mapping::anonymous(slots_for(budget_pages) * PAGE_SIZE, c"uhmm-frames")
+            .and_then(|pool| pool.allow_all().map(|()| pool))
+            .map_err(SetupError::Reserve)?;
+        for mapping in [&space, &pool] {
+            mapping.leave_out_of_dumps();
+            // SAFETY: only forbids huge pages, which hold more memory than was asked for.
+            let _ = unsafe {
+                mm::madvise(mapping.at(0).cast(), mapping.len(), Advice::LinuxNoHugepage)
+            };
+        }
+        let mmu = Self {
+            uffd,
+            space,
+            pool,
+            stats,
+            exhausted,
+        };
+        mmu.register_pool()?;
+        mmu.register(mmu.space_range())?;
+        Ok(mmu)
+    }
+
+    /// The pages of the space.
+    pub fn space_range(&self) -> PageRange {
+        let start = PageNo::containing(self.space.address());
+        PageRange::new(start, self.space.len() / PAGE_SIZE)
+    }
+
+    fn register_pool(&self) -> Result<(), SetupError> {
+        let pool = self.pool.address()..self.pool.address() + self.pool.len();
+        self.uffd
+            .register(pool, false)
+            .map(drop)
+            .map_err(SetupError::Register)
+    }
+
+    /// Registers pages of the space (again): after something else was mapped there, or in the
+    /// child of a fork.
+    ///
+    /// # Errors
+    /// [`SetupError::Register`].
+    pub fn register(&self, pages: PageRange) -> Result<(), SetupError> {
+        self.uffd
+            .register(bytes(pages), false)
+            .map(drop)
+            .map_err(SetupError::Register)
+    }
+
+    /// Sets the MMU up again in the child of a fork: the kernel has copied the memory, but not the
+    /// registrations. The pages of the space are left to [`LinuxMmu::register`], since only the
+    /// caller knows which of them are ours.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn set_up_in_child(&self) -> Result<(), SetupError> {
+        let _ = self.stats.reclaim_after_fork();
+        let uffd = Uffd::open(FEATURES).map_err(SetupError::Open)?;
+        self.uffd
+            .replace(uffd)
+            .map_err(|errno| SetupError::Open(OpenError::Open(errno)))?;
+        self.register_pool()
+    }
+
+    /// The userfaultfd, for the engines.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// Where the counters live.
+    pub fn slot(&self) -> &Slot {
+        &self.stats
+    }
+
+    /// Changes what the program may do with `pages`.
+    ///
+    /// # Errors
+    /// What `mprotect` returns.
+    pub fn protect(&self, pages: PageRange, flags: MprotectFlags) -> io::Result<()> {
+        let offset = pages.start.address() - self.space.address();
+        self.space.protect(offset, pages.bytes(), flags)
+    }
+
+    /// Reserves pages of the space again where something else was mapped over them.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn reserve_again(&self, pages: PageRange) -> Result<(), SetupError> {
+        let offset = pages.start.address() - self.space.address();
+        self.space
+            .renew(offset, pages.bytes())
+            .map_err(SetupError::Reserve)?;
+        self.register(pages)
+    }
+
+    /// Drops the contents of something else that was mapped over pages of the space.
+    pub fn discard_foreign(&self, pages: PageRange) {
+        self.space
+            .discard(pages.start.address() - self.space.address(), pages.bytes());
+    }
+
+    /// Brings `page` in, if the program may write to it.
+    pub fn touch(&self, page: PageNo) {
+        let _ = self.is_writable(page);
+    }
+
+    fn slot_address(&self, slot: FrameNo) -> usize {
+        self.pool.address() + slot.0 as usize * PAGE_SIZE
+    }
+
+    /// Moves pages, and says why the first that was not moved was not.
+    fn move_all(&self, from: usize, to: usize, pages: usize) -> Progress {
+        let mut races = 0;
+        drive(pages, |done, len| {
+            let offset = done * PAGE_SIZE;
+            let result = self
+                .uffd
+                .move_pages(from + offset, to + offset, len * PAGE_SIZE);
+            let stop = match result.stopped {
+                None => return (result, Verdict::Done),
+                // A move meets spurious races with the kernel's own page walks.
+                Some(Errno::AGAIN) if races < RACES => {
+                    races += 1;
+                    return (result, Verdict::Again);
+                }
+                Some(Errno::INVAL) if len > 1 => return (result, Verdict::Halve),
+                Some(Errno::INVAL) => Stop::Protected,
+                Some(Errno::BUSY) => Stop::Busy,
+                Some(Errno::EXIST) => Stop::Present,
+                Some(Errno::NOENT) => Stop::Absent,
+                Some(Errno::NOMEM) => Stop::NoMemory,
+                Some(Errno::SRCH) => Stop::Unmapped,
+                Some(_) => Stop::Changing,
+            };
+            (result, Verdict::Stop(stop))
+        })
+    }
+
+    /// Makes present pages private to this process again after a fork.
+    fn populate(&self, address: usize, len: usize) {
+        // SAFETY: present pages of our own mappings; a private copy changes no bytes.
+        let _ = unsafe { mm::madvise(address as *mut _, len, Advice::LinuxPopulateWrite) };
+    }
+}
+
+fn bytes(pages: PageRange) -> Range<usize> {
+    pages.start.address()..pages.end().address()
+}
+
+/// What to do after a call that did not do all.
+enum Verdict {
+    Done,
+    /// Call again for the rest.
+    Again,
+    /// Call again for half of the rest.
+    Halve,
+    /// The next page cannot be done, because of this.
+    Stop(Stop),
+}
+
+/// Calls `step` (pages done, pages to do) until all `pages` are done or one cannot be.
+fn drive(pages: usize, mut step: impl FnMut(usize, usize) -> (Done, Verdict)) -> Progress {
+    let (mut done, mut most) = (0, pages);
+    while done < pages {
+        let len = most.min(pages - done);
+        let (result, verdict) = step(done, len);
+        let moved = result.bytes / PAGE_SIZE;
+        done += moved;
+        match verdict {
+            Verdict::Done => {}
+            _ if moved > 0 => {}
+            Verdict::Again => {}
+            Verdict::Halve => most = len / 2,
+            Verdict::Stop(stop) => return Progress::stopped(done, stop),
+        }
+    }
+    Progress::all(pages)
+}
+
+impl Mmu for LinuxMmu {
+    type Table = Table;
+
+    fn table(&self, len: usize) -> Option<Table> {
+        Table::new(len)
+    }
+
+    fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
+        self.move_all(pages.start.address(), self.slot_address(into), pages.len)
+    }
+
+    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
+        let (slot, to) = (self.slot_address(from), pages.start.address());
+        let progress = self.move_all(slot, to, pages.len);
+        if progress.stop != Some(Stop::Busy) {
+            return progress;
+        }
+        // Frames are pinned by nobody, so these are shared with the other side of a fork.
+        let done = progress.pages * PAGE_SIZE;
+        self.populate(slot + done, pages.bytes() - done);
+        let rest = self.move_all(slot + done, to + done, pages.len - progress.pages);
+        Progress {
+            pages: progress.pages + rest.pages,
+            stop: rest.stop,
+        }
+    }
+
+    fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
+        self.move_all(from.start.address(), to.address(), from.len)
+    }
+
+    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
+        let source = from.as_ptr().cast::<u8>();
+        drive(from.len(), |done, len| {
+            let offset = done * PAGE_SIZE;
+            // SAFETY: within `from`, which is plain bytes.
+            let data = unsafe { std::slice::from_raw_parts(source.add(offset), len * PAGE_SIZE) };
+            let result = self.uffd.copy(data, at.address() + offset);
+            let stop = match result.stopped {
+                None => return (result, Verdict::Done),
+                // The range may end within these pages.
+                Some(Errno::NOENT) if len > 1 => return (result, Verdict::Halve),
+                Some(Errno::EXIST) => Stop::Present,
+                Some(Errno::NOMEM) => Stop::NoMemory,
+                Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Stop::Unmapped,
+                Some(_) => Stop::Changing,
+            };
+            (result, Verdict::Stop(stop))
+        })
+    }
+
+    fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
+        use rustix::fs::{Mode, OFlags, open};
+        // This file reads what the page's protection hides from everyone else.
+        open(
+            "/proc/self/mem",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(|memory| io::pread(&memory, &mut to.0[..], page.address() as u64))
+        .is_ok_and(|read| read == PAGE_SIZE)
+    }
+
+    fn is_writable(&self, page: PageNo) -> bool {
+        // SAFETY: the page is present: this changes nothing, and asks for the right to write.
+        unsafe {
+            mm::madvise(
+                page.address() as *mut _,
+                PAGE_SIZE,
+                Advice::LinuxPopulateWrite,
+            )
+            .is_ok()
+        }
+    }
+
+    fn wake(&self, pages: PageRange) {
+        let result = self.uffd.wake(bytes(pages));
+        debug_assert!(result.is_ok(), "UFFDIO_WAKE: {result:?}");
+    }
+
+    fn discard(&self, pages: PageRange) {
+        if pages.len > 0 {
+            self.space
+                .discard(pages.start.address() - self.space.address(), pages.bytes());
+        }
+    }
+
+    fn poison(&self, page: PageNo) {
+        // Poisoned before, or the range is gone: as good.
+        let _ = self.uffd.poison(bytes(PageRange::new(page, 1)));
+    }
+
+    fn unshare(&self, pages: PageRange) {
+        // Only what is present: touching a missing page here would wait for ourselves.
+        self.present(pages, &mut |present| {
+            self.populate(present.start.address(), present.bytes());
+        });
+    }
+
+    fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
+        let scanned = pagemap::scan(
+            bytes(pages),
+            pagemap::PRESENT | pagemap::SWAPPED,
+            |found, _| {
+                each(PageRange::new(
+                    PageNo::containing(found.start),
+                    found.len() / PAGE_SIZE,
+                ));
+            },
+        );
+        debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
+    }
+
+    fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {
+        let slot = self
+            .pool
+            .at(frame.slot().0 as usize * PAGE_SIZE)
+            .cast::<PageData>();
+        // SAFETY: a `Frame` is the sole right to use its slot, which holds a page, aligned.
+        with(unsafe { &mut *slot });
+    }
+
+    fn drop_frames(&self, first: FrameNo, len: usize) {
+        self.pool
+            .discard(first.0 as usize * PAGE_SIZE, len * PAGE_SIZE);
+    }
+
+    fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
+        futex::wait(word, seen, at_most);
+    }
+
+    fn wake_waiters(&self, word: &AtomicU64) {
+        futex::wake(word);
+    }
+
+    fn out_of_memory(&self) {
+        (self.exhausted)();
+    }
+}

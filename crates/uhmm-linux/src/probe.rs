@@ -1,0 +1,479 @@
+//! What this kernel and this user may do, and how to mend what is missing.
+//!
+//! [`facts::gather`] asks the machine; [`judge`] is a pure function of the answers, so that what
+//! is said about machines that one does not have can be tested.
+
+pub mod facts;
+
+use facts::Facts;
+use linux_raw_sys::general::{
+    UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
+    UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS,
+    UFFD_FEATURE_WP_ASYNC,
+};
+use rustix::io::Errno;
+use std::fmt;
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// uhmm works, but something may be slower, or may fail.
+    Warning,
+    /// uhmm cannot work.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at, in a word or two.
+    pub name: &'static str,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it, in one line; `None` where nothing need be done.
+    pub mend: Option<String>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name, detail, mend, ..
+        } = self;
+        write!(f, "{name}: {detail}")?;
+        mend.as_ref()
+            .map_or(Ok(()), |mend| write!(f, "; to mend it, {mend}"))
+    }
+}
+
+/// Every check, those first without which nothing works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether this machine and this user can run uhmm.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing, and its mend, in one line.
+    pub fn usable(&self) -> Result<(), String> {
+        match self
+            .checks
+            .iter()
+            .find(|check| check.verdict == Verdict::Missing)
+        {
+            Some(check) => Err(check.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looks at this machine.
+pub fn probe() -> Report {
+    judge(&facts::gather())
+}
+
+/// Says what `facts` mean.
+pub fn judge(facts: &Facts) -> Report {
+    let feature = |name, bit, since| self::feature(facts, name, bit, since);
+    let mut checks = vec![
+        kernel(facts),
+        userfaultfd(facts),
+        feature("moving pages", UFFD_FEATURE_MOVE, "UFFDIO_MOVE, Linux 6.8"),
+        feature(
+            "poisoning pages",
+            UFFD_FEATURE_POISON,
+            "UFFDIO_POISON, Linux 6.6",
+        ),
+        pagemap_scan(facts),
+        feature(
+            "fork events",
+            UFFD_FEATURE_EVENT_FORK,
+            "UFFD_FEATURE_EVENT_FORK, Linux 4.11",
+        ),
+        feature(
+            "mremap events",
+            UFFD_FEATURE_EVENT_REMAP,
+            "UFFD_FEATURE_EVENT_REMAP, Linux 4.11",
+        ),
+        feature(
+            "discard events",
+            UFFD_FEATURE_EVENT_REMOVE,
+            "UFFD_FEATURE_EVENT_REMOVE, Linux 4.11",
+        ),
+        feature(
+            "munmap events",
+            UFFD_FEATURE_EVENT_UNMAP,
+            "UFFD_FEATURE_EVENT_UNMAP, Linux 4.11",
+        ),
+        feature(
+            "signal faults",
+            UFFD_FEATURE_SIGBUS,
+            "UFFD_FEATURE_SIGBUS, Linux 4.14",
+        ),
+        feature(
+            "asynchronous write protection",
+            UFFD_FEATURE_WP_ASYNC,
+            "UFFD_FEATURE_WP_ASYNC, Linux 6.7",
+        ),
+    ];
+    checks.extend([
+        huge_pages(facts),
+        mappings(facts),
+        overcommit(facts),
+        address_space(facts),
+    ]);
+    Report { checks }
+}
+
+fn ok(name: &'static str, detail: impl Into<String>) -> Check {
+    Check {
+        name,
+        verdict: Verdict::Ok,
+        detail: detail.into(),
+        mend: None,
+    }
+}
+
+fn warning(name: &'static str, detail: impl Into<String>, mend: &str) -> Check {
+    Check {
+        name,
+        verdict: Verdict::Warning,
+        detail: detail.into(),
+        mend: Some(mend.into()),
+    }
+}
+
+fn missing(name: &'static str, detail: impl Into<String>, mend: &str) -> Check {
+    Check {
+        name,
+        verdict: Verdict::Missing,
+        detail: detail.into(),
+        mend: Some(mend.into()),
+    }
+}
+
+/// The oldest kernel that can do it: the first with `UFFDIO_MOVE`.
+const OLDEST: (u32, u32) = (6, 8);
+const NEWER_KERNEL: &str = "boot Linux 6.8 or newer";
+
+fn kernel(facts: &Facts) -> Check {
+    let name = "kernel";
+    let release = &facts.release;
+    let has_move = facts
+        .features
+        .is_some_and(|bits| bits & u64::from(UFFD_FEATURE_MOVE) != 0);
+    match version(release) {
+        Some(version) if version >= OLDEST => ok(name, format!("Linux {release}")),
+        // A distribution's kernel may have what its number does not promise, and the reverse.
+        _ if has_move => ok(
+            name,
+            format!("Linux {release}, which can move pages as 6.8 can"),
+        ),
+        Some(_) => missing(
+            name,
+            format!("Linux {release} is older than 6.8"),
+            NEWER_KERNEL,
+        ),
+        None => warning(
+            name,
+            format!("{release:?} is no known version"),
+            NEWER_KERNEL,
+        ),
+    }
+}
+
+/// The first two numbers of a kernel release such as `6.18.44-generic`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn userfaultfd(facts: &Facts) -> Check {
+    let name = "userfaultfd";
+    let Err(errno) = facts.userfaultfd else {
+        return ok(
+            name,
+            "this user may use it, for faults taken by the kernel too",
+        );
+    };
+    if facts.device_node.is_ok() {
+        return ok(name, "this user may use it through /dev/userfaultfd");
+    }
+    match errno {
+        Errno::NOSYS if !facts.seccomp => missing(
+            name,
+            "this kernel was built without it",
+            "use a kernel with CONFIG_USERFAULTFD=y",
+        ),
+        Errno::PERM if facts.user_mode_only.is_ok() => {
+            let why = if facts.ptrace_capability {
+                "CAP_SYS_PTRACE counts only outside of user namespaces"
+            } else {
+                "vm.unprivileged_userfaultfd is 0 and this user lacks CAP_SYS_PTRACE"
+            };
+            missing(
+                name,
+                format!("this user may not use it for faults taken by the kernel: {why}"),
+                "as root run `sysctl -w vm.unprivileged_userfaultfd=1`, or let this user read \
+                 and write /dev/userfaultfd, or give the container CAP_SYS_PTRACE",
+            )
+        }
+        Errno::PERM | Errno::ACCESS | Errno::NOSYS => missing(
+            name,
+            "a security filter blocks the system call, as Docker's default seccomp profile does",
+            "start the container with `--security-opt seccomp=unconfined --cap-add SYS_PTRACE`, \
+             or with a profile that allows userfaultfd, or with `--device /dev/userfaultfd`",
+        ),
+        Errno::MFILE | Errno::NFILE => missing(
+            name,
+            "no more files can be opened",
+            "raise the limit with `ulimit -n`",
+        ),
+        errno => missing(name, format!("it cannot be opened: {errno}"), NEWER_KERNEL),
+    }
+}
+
+/// Of the features that userfaultfd can have, uhmm cannot work without these.
+const ESSENTIAL: [u32; 2] = [UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON];
+
+fn feature(facts: &Facts, name: &'static str, bit: u32, since: &str) -> Check {
+    match facts.features {
+        Some(bits) if bits & u64::from(bit) != 0 => ok(name, since),
+        Some(_) if ESSENTIAL.contains(&bit) => {
+            missing(name, format!("this kernel lacks {since}"), NEWER_KERNEL)
+        }
+        Some(_) => warning(name, format!("this kernel lacks {since}"), NEWER_KERNEL),
+        None => {
+            let detail = format!("not known while userfaultfd cannot be opened ({since})");
+            warning(name, detail, "mend userfaultfd first")
+        }
+    }
+}
+
+fn pagemap_scan(facts: &Facts) -> Check {
+    let name = "scanning page tables";
+    match facts.pagemap_scan {
+        Ok(()) => ok(name, "PAGEMAP_SCAN, Linux 6.7"),
+        Err(Errno::NOTTY | Errno::INVAL) => missing(
+            name,
+            "this kernel lacks PAGEMAP_SCAN, Linux 6.7",
+            NEWER_KERNEL,
+        ),
+        Err(Errno::NOENT) => missing(
+            name,
+            "/proc/self/pagemap is not there",
+            "mount /proc, and use a kernel with CONFIG_PROC_PAGE_MONITOR=y",
+        ),
+        Err(errno) => missing(
+            name,
+            format!("/proc/self/pagemap cannot be used: {errno}"),
+            "let this user read /proc/self/pagemap (a security filter may block it)",
+        ),
+    }
+}
+
+fn huge_pages(facts: &Facts) -> Check {
+    let name = "transparent huge pages";
+    match facts.huge_pages.as_deref() {
+        None | Some("never") => warning(
+            name,
+            "never: memory is moved in small pages only, which is slower",
+            "as root write `madvise` to /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
+        Some(setting) => ok(name, setting),
+    }
+}
+
+/// What Linux allows unless told otherwise.
+const USUAL_MAP_COUNT: u64 = 65_530;
+
+fn mappings(facts: &Facts) -> Check {
+    let name = "mappings per process";
+    match facts.max_map_count {
+        Some(n) if n < USUAL_MAP_COUNT => warning(
+            name,
+            format!("vm.max_map_count is only {n}"),
+            "as root run `sysctl -w vm.max_map_count=65530`",
+        ),
+        Some(n) => ok(name, format!("vm.max_map_count is {n}")),
+        None => ok(name, "vm.max_map_count cannot be read"),
+    }
+}
+
+fn overcommit(facts: &Facts) -> Check {
+    let name = "overcommit";
+    match facts.overcommit {
+        Some(2) => warning(
+            name,
+            "vm.overcommit_memory is 2: address space that uhmm reserves may be refused",
+            "as root run `sysctl -w vm.overcommit_memory=0`",
+        ),
+        Some(n) => ok(name, format!("vm.overcommit_memory is {n}")),
+        None => ok(name, "vm.overcommit_memory cannot be read"),
+    }
+}
+
+fn address_space(facts: &Facts) -> Check {
+    let name = "address space";
+    match facts.address_space_limit {
+        None => ok(name, "unlimited"),
+        Some(bytes) => warning(
+            name,
+            format!("limited to {bytes} bytes: what uhmm reserves may not fit"),
+            "run `ulimit -v unlimited` first",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine on which all is well.
+    fn healthy() -> Facts {
+        Facts {
+            release: "6.18.44-generic".into(),
+            userfaultfd: Ok(()),
+            user_mode_only: Ok(()),
+            device_node: Err(Errno::ACCESS),
+            features: Some(0x1ffff),
+            pagemap_scan: Ok(()),
+            seccomp: false,
+            ptrace_capability: true,
+            huge_pages: Some("madvise".into()),
+            max_map_count: Some(65_530),
+            overcommit: Some(0),
+            address_space_limit: None,
+        }
+    }
+
+    /// The one line about a machine that differs in what `change` does.
+    fn complaint(change: impl FnOnce(&mut Facts)) -> String {
+        let mut facts = healthy();
+        change(&mut facts);
+        let line = judge(&facts).usable().unwrap_err();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains("to mend it, "), "{line}");
+        line
+    }
+
+    #[test]
+    fn nothing_is_said_against_a_healthy_machine() {
+        let report = judge(&healthy());
+        assert_eq!(report.usable(), Ok(()));
+        assert!(
+            report
+                .checks
+                .iter()
+                .all(|c| c.verdict == Verdict::Ok && c.mend.is_none())
+        );
+    }
+
+    #[test]
+    fn old_kernels_are_named() {
+        let line = complaint(|facts| {
+            facts.release = "6.1.0-18-amd64".into();
+            facts.features = Some(0x1fff);
+            facts.pagemap_scan = Err(Errno::NOTTY);
+        });
+        assert!(
+            line.contains("Linux 6.1.0-18-amd64 is older than 6.8"),
+            "{line}"
+        );
+        assert!(line.contains("6.8 or newer"));
+        // Each of the things that it lacks is reason enough.
+        let old = |change: fn(&mut Facts)| complaint(change);
+        assert!(old(|f| f.features = Some(0xffff)).contains("lacks UFFDIO_MOVE"));
+        assert!(old(|f| f.features = Some(0x1bfff)).contains("lacks UFFDIO_POISON"));
+        assert!(old(|f| f.pagemap_scan = Err(Errno::NOTTY)).contains("lacks PAGEMAP_SCAN"));
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let usable = |release: &str| {
+            let facts = Facts {
+                release: release.into(),
+                features: None,
+                ..healthy()
+            };
+            judge(&facts).usable().is_ok()
+        };
+        assert!(usable("6.8.0") && usable("6.10.1") && usable("7.0-rc1") && usable("10.0"));
+        assert!(!usable("6.7.12") && !usable("5.19") && !usable("4.8.0"));
+        assert!(usable("unknown"), "no version is no proof of an old kernel");
+        let backport = Facts {
+            release: "5.14.0-611.el9".into(),
+            ..healthy()
+        };
+        assert_eq!(judge(&backport).usable(), Ok(()));
+    }
+
+    #[test]
+    fn a_permission_that_is_missing_is_told_from_a_filter_and_a_kernel_without() {
+        let closed = |facts: &mut Facts, errno, user_mode_only| {
+            facts.userfaultfd = Err(errno);
+            facts.user_mode_only = user_mode_only;
+            facts.ptrace_capability = false;
+        };
+        let sysctl = complaint(|f| closed(f, Errno::PERM, Ok(())));
+        assert!(sysctl.contains("lacks CAP_SYS_PTRACE"), "{sysctl}");
+        assert!(sysctl.contains("vm.unprivileged_userfaultfd=1"), "{sysctl}");
+        let namespace = complaint(|f| {
+            closed(f, Errno::PERM, Ok(()));
+            f.ptrace_capability = true;
+        });
+        assert!(namespace.contains("user namespaces"), "{namespace}");
+        let docker = complaint(|f| closed(f, Errno::PERM, Err(Errno::PERM)));
+        assert!(docker.contains("seccomp"), "{docker}");
+        let hidden = complaint(|f| {
+            closed(f, Errno::NOSYS, Err(Errno::NOSYS));
+            f.seccomp = true;
+        });
+        assert!(hidden.contains("security filter"), "{hidden}");
+        let not_built = complaint(|f| closed(f, Errno::NOSYS, Err(Errno::NOSYS)));
+        assert!(not_built.contains("CONFIG_USERFAULTFD"), "{not_built}");
+    }
+
+    #[test]
+    fn the_device_node_stands_in_for_the_system_call() {
+        let facts = Facts {
+            userfaultfd: Err(Errno::PERM),
+            device_node: Ok(()),
+            ..healthy()
+        };
+        assert_eq!(judge(&facts).usable(), Ok(()));
+    }
+
+    #[test]
+    fn settings_that_only_get_in_the_way_are_warnings() {
+        let facts = Facts {
+            huge_pages: Some("never".into()),
+            max_map_count: Some(1000),
+            overcommit: Some(2),
+            address_space_limit: Some(1 << 30),
+            ..healthy()
+        };
+        let report = judge(&facts);
+        assert_eq!(report.usable(), Ok(()));
+        let warnings = report
+            .checks
+            .iter()
+            .filter(|c| c.verdict == Verdict::Warning);
+        assert!(warnings.clone().all(|check| check.mend.is_some()));
+        assert_eq!(warnings.count(), 4);
+    }
+
+    #[test]
+    fn this_machine_can_be_probed() {
+        let facts = facts::gather();
+        assert!(version(&facts.release).is_some(), "{facts:?}");
+        assert!(facts::machine_memory() > 1 << 20);
+    }
+}

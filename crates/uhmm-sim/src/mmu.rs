@@ -1,0 +1,380 @@
+//! The simulated MMU.
+
+use crate::failure::{Call, Failure, Failures};
+use crate::pages::{Fault, Pages};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use uhmm_core::addr::{FrameNo, PageData, PageNo, PageRange};
+use uhmm_core::frames::{Frame, slots_for};
+use uhmm_core::mmu::{Mmu, Progress, Stop};
+use uhmm_core::stats::Stats;
+
+/// Wakes that are remembered.
+const WAKES: usize = 4096;
+
+/// See the crate's head. All methods may be called by any thread at any time.
+pub struct SimMmu {
+    pages: Mutex<Pages>,
+    frames: Box<[Mutex<Option<Box<PageData>>>]>,
+    failures: Mutex<Failures>,
+    wakes: Mutex<VecDeque<PageRange>>,
+    /// Physical pages, the most there were, and the most there may be.
+    resident: AtomicUsize,
+    resident_peak: AtomicUsize,
+    memory: AtomicUsize,
+    out_of_memory: AtomicUsize,
+    waiters: (Mutex<()>, Condvar),
+    stats: Stats,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Making it, and making it fail.
+impl SimMmu {
+    /// An MMU over the pages of `range`, all of them missing, with frame slots for a space of
+    /// `budget_pages`, and any amount of memory.
+    pub fn new(range: PageRange, budget_pages: usize) -> Self {
+        Self {
+            pages: Mutex::new(Pages::new(range)),
+            frames: (0..slots_for(budget_pages))
+                .map(|_| Mutex::default())
+                .collect(),
+            failures: Mutex::default(),
+            wakes: Mutex::default(),
+            resident: AtomicUsize::new(0),
+            resident_peak: AtomicUsize::new(0),
+            memory: AtomicUsize::new(usize::MAX),
+            out_of_memory: AtomicUsize::new(0),
+            waiters: Default::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// The machine has `pages` of memory: what needs more stops with [`Stop::NoMemory`].
+    pub fn limit_memory(&self, pages: usize) {
+        self.memory.store(pages, SeqCst);
+    }
+
+    /// Makes one `call` fail. Several failures of one call may be planned.
+    pub fn fail(&self, call: Call, failure: Failure) {
+        lock(&self.failures).plan(call, failure);
+    }
+
+    /// Makes calls fail once in `one_in` times, at a random page, for reasons that the kernel may
+    /// have at any time. The same seed and the same calls give the same failures.
+    pub fn fail_at_random(&self, seed: u64, one_in: u64) {
+        lock(&self.failures).at_random(seed, one_in);
+    }
+
+    /// Ends all failures, planned and random.
+    pub fn heal(&self) {
+        lock(&self.failures).clear();
+    }
+}
+
+/// What the program does.
+impl SimMmu {
+    /// Reads a page.
+    ///
+    /// # Errors
+    /// What the CPU meets instead.
+    pub fn touch_read(&self, page: PageNo) -> Result<PageData, Fault> {
+        lock(&self.pages).at(page).touch(false).cloned()
+    }
+
+    /// Gives the bytes of a page to `write`, at once: no page moves meanwhile.
+    ///
+    /// # Errors
+    /// What the CPU meets instead; `write` is not called.
+    pub fn touch_write(
+        &self,
+        page: PageNo,
+        write: impl FnOnce(&mut PageData),
+    ) -> Result<(), Fault> {
+        lock(&self.pages).at(page).touch(true).map(write)
+    }
+
+    /// Pins a page for I/O, as the kernel does: `false` if it is not present.
+    pub fn pin(&self, page: PageNo) -> bool {
+        let mut pages = lock(&self.pages);
+        let page = pages.at(page);
+        page.shared = false;
+        page.pins += u32::from(page.data.is_some());
+        page.data.is_some()
+    }
+
+    /// Ends one pin. Of a page that was discarded since, none is left.
+    pub fn unpin(&self, page: PageNo) {
+        let mut pages = lock(&self.pages);
+        let page = pages.at(page);
+        page.pins = page.pins.saturating_sub(1);
+    }
+
+    /// What is present in `pages` is shared with another process, as after a fork.
+    pub fn share(&self, pages: PageRange) {
+        lock(&self.pages)
+            .present(pages)
+            .for_each(|(_, page)| page.shared = true);
+    }
+
+    /// Says whether the program may write to `pages`.
+    pub fn protect(&self, pages: PageRange, writable: bool) {
+        let mut space = lock(&self.pages);
+        pages
+            .iter()
+            .for_each(|page| space.at(page).protected = !writable);
+    }
+
+    /// Ends the mapping of `pages`, with what is in them, or makes it anew.
+    pub fn map(&self, pages: PageRange, mapped: bool) {
+        self.discard(pages);
+        let mut space = lock(&self.pages);
+        pages
+            .iter()
+            .for_each(|page| space.at(page).unmapped = !mapped);
+    }
+}
+
+/// What is so now.
+impl SimMmu {
+    /// Physical pages in use: pages present in the space, and frames.
+    pub fn resident(&self) -> usize {
+        self.resident.load(SeqCst)
+    }
+
+    /// The most physical pages in use at any time.
+    pub fn resident_peak(&self) -> usize {
+        self.resident_peak.load(SeqCst)
+    }
+
+    /// Whether a page is present.
+    pub fn is_present(&self, page: PageNo) -> bool {
+        lock(&self.pages).at(page).data.is_some()
+    }
+
+    /// Whether a slot holds a frame.
+    pub fn holds_frame(&self, slot: FrameNo) -> bool {
+        lock(self.slot(slot)).is_some()
+    }
+
+    /// The wakes since this was asked last, oldest first: of [`Mmu::wake`], and of the pages that
+    /// [`Mmu::put`] and [`Mmu::copy`] filled. Only the last few thousand are remembered.
+    pub fn take_wakes(&self) -> Vec<PageRange> {
+        lock(&self.wakes).drain(..).collect()
+    }
+
+    /// How often the core has reported that it is out of memory.
+    pub fn out_of_memory_count(&self) -> usize {
+        self.out_of_memory.load(SeqCst)
+    }
+
+    fn slot(&self, slot: FrameNo) -> &Mutex<Option<Box<PageData>>> {
+        self.frames
+            .get(slot.0 as usize)
+            .unwrap_or_else(|| panic!("{slot:?} is outside of the pool of {}", self.frames.len()))
+    }
+
+    /// One page more in use, if there is memory for it.
+    fn charge(&self) -> Result<(), Stop> {
+        let more = |now| (now < self.memory.load(SeqCst)).then_some(now + 1);
+        let before = self.resident.fetch_update(SeqCst, SeqCst, more);
+        let before = before.map_err(|_| Stop::NoMemory)?;
+        self.resident_peak.fetch_max(before + 1, SeqCst);
+        Ok(())
+    }
+
+    fn uncharge(&self, pages: usize) {
+        let before = self.resident.fetch_sub(pages, SeqCst);
+        assert!(
+            before >= pages,
+            "{pages} pages given back of {before} in use"
+        );
+    }
+
+    fn log_wake(&self, pages: PageRange) {
+        let mut wakes = lock(&self.wakes);
+        if wakes.len() == WAKES {
+            wakes.pop_front();
+        }
+        wakes.push_back(pages);
+    }
+
+    /// Does `step` for each of `pages` in order, until one fails, or the call does on command.
+    fn each(
+        &self,
+        call: Call,
+        pages: Range<usize>,
+        mut step: impl FnMut(&mut Pages, usize) -> Result<(), Stop>,
+    ) -> Progress {
+        let failure = lock(&self.failures).next(call, pages.len());
+        for index in pages.clone() {
+            let ordered = match failure {
+                Some((at, stop)) if at == index => Err(stop),
+                _ => Ok(()),
+            };
+            // The lock is let go between pages, as the kernel's are.
+            if let Err(stop) = ordered.and_then(|()| step(&mut lock(&self.pages), index)) {
+                return Progress::stopped(index, stop);
+            }
+        }
+        Progress::all(pages.len())
+    }
+}
+
+impl Mmu for SimMmu {
+    type Table = Box<[AtomicU64]>;
+
+    fn table(&self, len: usize) -> Option<Self::Table> {
+        if lock(&self.failures).next(Call::Table, 1).is_some() {
+            return None;
+        }
+        Some((0..len).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
+        self.each(Call::Take, 0..pages.len, |space, i| {
+            let (page, slot) = (pages.start.plus(i), into.plus(i));
+            let mut frame = lock(self.slot(slot));
+            assert!(
+                frame.is_none(),
+                "take of {page:?} into {slot:?}, which holds a frame"
+            );
+            *frame = Some(space.at(page).take()?);
+            Ok(())
+        })
+    }
+
+    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
+        let progress = self.each(Call::Put, 0..pages.len, |space, i| {
+            let (slot, page) = (from.plus(i), pages.start.plus(i));
+            let mut frame = lock(self.slot(slot));
+            assert!(
+                frame.is_some(),
+                "put of {slot:?} as {page:?}, which holds no frame"
+            );
+            let page = space.at(page);
+            page.can_be_filled(true)?;
+            page.data = frame.take();
+            Ok(())
+        });
+        self.log_wake(PageRange::new(pages.start, progress.pages));
+        progress
+    }
+
+    fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
+        self.each(Call::Relocate, 0..from.len, |space, i| {
+            space.at(to.plus(i)).can_be_filled(true)?;
+            space.at(to.plus(i)).data = Some(space.at(from.start.plus(i)).take()?);
+            Ok(())
+        })
+    }
+
+    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
+        let progress = self.each(Call::Copy, 0..from.len(), |space, i| {
+            let page = space.at(at.plus(i));
+            page.can_be_filled(false)?;
+            self.charge()?;
+            page.data = Some(Box::new(from[i].clone()));
+            Ok(())
+        });
+        self.log_wake(PageRange::new(at, progress.pages));
+        progress
+    }
+
+    fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
+        let fails = lock(&self.failures).next(Call::Peek, 1).is_some();
+        match &lock(&self.pages).at(page).data {
+            Some(data) if !fails => {
+                to.0 = data.0;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn is_writable(&self, page: PageNo) -> bool {
+        lock(&self.pages).at(page).touch(true).is_ok()
+    }
+
+    fn wake(&self, pages: PageRange) {
+        self.log_wake(pages);
+    }
+
+    fn discard(&self, pages: PageRange) {
+        let mut space = lock(&self.pages);
+        let present = pages
+            .iter()
+            .filter(|&page| space.at(page).discard())
+            .count();
+        self.uncharge(present);
+    }
+
+    fn poison(&self, page: PageNo) {
+        let mut pages = lock(&self.pages);
+        let found = pages.at(page);
+        assert!(found.data.is_none(), "poison of {page:?}, which is present");
+        found.poisoned = true;
+    }
+
+    fn unshare(&self, pages: PageRange) {
+        let mut space = lock(&self.pages);
+        for (_, page) in space.present(pages) {
+            // No private copy is made for who may not write.
+            page.shared &= page.protected;
+        }
+    }
+
+    fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
+        let mut runs: Vec<PageRange> = Vec::new();
+        for (page, _) in lock(&self.pages).present(pages) {
+            match runs.last_mut() {
+                Some(run) if run.end() == page => run.len += 1,
+                _ => runs.push(PageRange::new(page, 1)),
+            }
+        }
+        // The lock is let go: `each` may call the MMU.
+        runs.into_iter().for_each(each);
+    }
+
+    fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {
+        match lock(self.slot(frame.slot())).as_deref_mut() {
+            Some(data) => with(data),
+            None => panic!("the bytes of {frame:?} are asked for, which holds no frame"),
+        }
+    }
+
+    fn drop_frames(&self, first: FrameNo, len: usize) {
+        for i in 0..len {
+            let slot = first.plus(i);
+            let dropped = lock(self.slot(slot)).take();
+            assert!(dropped.is_some(), "drop of {slot:?}, which holds no frame");
+        }
+        self.uncharge(len);
+    }
+
+    fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
+        let guard = lock(&self.waiters.0);
+        if word.load(SeqCst) as u32 == seen as u32 {
+            drop(self.waiters.1.wait_timeout(guard, at_most));
+        }
+    }
+
+    fn wake_waiters(&self, _word: &AtomicU64) {
+        // Waiters on other words wake without reason, which they may.
+        drop(lock(&self.waiters.0));
+        self.waiters.1.notify_all();
+    }
+
+    fn out_of_memory(&self) {
+        self.out_of_memory.fetch_add(1, SeqCst);
+    }
+}

@@ -1,0 +1,122 @@
+//! The space: what is mapped where, and what the program sees of it.
+
+use std::collections::BTreeMap;
+use uhmm_core::addr::{PageData, PageNo, PageRange};
+use uhmm_core::mmu::Stop;
+
+/// What a touch meets instead of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No page is there: for the core's fault handler.
+    Missing,
+    /// The program may not write here.
+    Protected,
+    /// The page is lost: SIGBUS.
+    Poisoned,
+    /// Nothing is mapped here: SIGSEGV.
+    Unmapped,
+}
+
+/// One page of the space. What is said of the place stays when the page in it goes.
+#[derive(Default)]
+pub(crate) struct Page {
+    pub data: Option<Box<PageData>>,
+    /// Of the page: pins for I/O.
+    pub pins: u32,
+    /// Of the page: another process maps it too, since a fork.
+    pub shared: bool,
+    /// Of the place: the program may not write to it.
+    pub protected: bool,
+    /// Of the place: a touch is a SIGBUS.
+    pub poisoned: bool,
+    /// Of the place: not mapped.
+    pub unmapped: bool,
+}
+
+impl Page {
+    /// Takes the page out of its place, if the kernel would.
+    pub fn take(&mut self) -> Result<Box<PageData>, Stop> {
+        if self.protected {
+            return Err(Stop::Protected);
+        }
+        if self.data.is_some() && (self.pins > 0 || self.shared) {
+            return Err(Stop::Busy);
+        }
+        self.data.take().ok_or(Stop::Absent)
+    }
+
+    /// Whether the place can be filled, by moving a page to it (`moved`) or with a new one.
+    pub fn can_be_filled(&self, moved: bool) -> Result<(), Stop> {
+        if self.unmapped {
+            Err(Stop::Unmapped)
+        } else if self.protected && moved {
+            Err(Stop::Protected)
+        } else if self.data.is_some() || self.poisoned {
+            Err(Stop::Present)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Drops the page and the poison; says whether there was a page.
+    pub fn discard(&mut self) -> bool {
+        self.pins = 0;
+        self.shared = false;
+        self.poisoned = false;
+        self.data.take().is_some()
+    }
+
+    /// What the program meets here: memory, or a fault.
+    pub fn touch(&mut self, write: bool) -> Result<&mut PageData, Fault> {
+        if self.unmapped {
+            return Err(Fault::Unmapped);
+        }
+        if write && self.protected {
+            return Err(Fault::Protected);
+        }
+        if self.poisoned {
+            return Err(Fault::Poisoned);
+        }
+        // A write to a page shared after a fork is to a copy.
+        self.shared &= !write;
+        self.data.as_deref_mut().ok_or(Fault::Missing)
+    }
+}
+
+/// All pages of the space that anything is known of.
+pub(crate) struct Pages {
+    pub range: PageRange,
+    map: BTreeMap<PageNo, Page>,
+}
+
+impl Pages {
+    pub fn new(range: PageRange) -> Self {
+        Self {
+            range,
+            map: BTreeMap::new(),
+        }
+    }
+
+    /// The page.
+    ///
+    /// # Panics
+    ///
+    /// It is outside of the space.
+    pub fn at(&mut self, page: PageNo) -> &mut Page {
+        assert!(
+            self.range.contains(page),
+            "{page:?} is outside of the space, {:?}",
+            self.range
+        );
+        self.map.entry(page).or_default()
+    }
+
+    /// Those of `pages` that are present, in ascending order.
+    pub fn present(&mut self, pages: PageRange) -> impl Iterator<Item = (PageNo, &mut Page)> {
+        let present = |(&page, found)| (page, found);
+        self.map
+            .range_mut(pages.start..pages.end())
+            .map(present)
+            .filter(|(_, page): &(_, &mut Page)| page.data.is_some())
+    }
+}

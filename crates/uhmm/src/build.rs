@@ -1,0 +1,146 @@
+//! Building a space, and the parts that make one up.
+
+use crate::fork;
+use crate::memory::Memory;
+use crate::region::Region;
+use std::ffi::CStr;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE};
+use uhmm_core::device::Device;
+use uhmm_linux::engine::thread::ThreadEngine;
+use uhmm_linux::mmu::{LinuxMmu, SetupError};
+use uhmm_linux::shared_stats::Slot;
+
+pub(crate) type CoreSpace = uhmm_core::Space<LinuxMmu>;
+
+/// Why a space could not be built.
+#[derive(Debug)]
+pub enum BuildError {
+    /// What was asked for does not work: budget or devices.
+    Core(uhmm_core::error::BuildError),
+    /// The machine does not allow it; `uhmm doctor` says more.
+    Setup(SetupError),
+    /// The handler threads could not be started.
+    Threads(io::Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Core(error) => error.fmt(f),
+            Self::Setup(error) => error.fmt(f),
+            Self::Threads(error) => write!(f, "cannot start the fault handlers: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+impl From<SetupError> for BuildError {
+    fn from(error: SetupError) -> Self {
+        Self::Setup(error)
+    }
+}
+
+/// What a space is to be like.
+#[must_use]
+pub struct Builder {
+    ram_bytes: u64,
+    devices: Vec<Box<dyn Device>>,
+    slot: Option<Slot>,
+}
+
+impl Builder {
+    /// A space that keeps at most `ram_bytes` of RAM, and has no device yet.
+    pub fn new(ram_bytes: u64) -> Self {
+        Self {
+            ram_bytes,
+            devices: Vec::new(),
+            slot: None,
+        }
+    }
+
+    /// Adds a device. Cold pages go to the first one that has room.
+    pub fn device(mut self, device: Box<dyn Device>) -> Self {
+        self.devices.push(device);
+        self
+    }
+
+    /// Keeps the counters in the stats file at `path`, which another process reads.
+    ///
+    /// # Errors
+    /// What opening or mapping the file returns.
+    pub fn stats_file(mut self, path: &CStr) -> io::Result<Self> {
+        self.slot = Some(Slot::claim(path)?);
+        Ok(self)
+    }
+
+    /// Builds the space and starts its fault handlers.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build(self) -> Result<Space, BuildError> {
+        let budget = (self.ram_bytes >> PAGE_SHIFT) as usize;
+        let slot = match self.slot {
+            Some(slot) => slot,
+            None => Slot::private().map_err(|_| SetupError::Stats)?,
+        };
+        let mmu = LinuxMmu::new(budget, slot, out_of_memory)?;
+        let range = mmu.space_range();
+        let core = CoreSpace::new(mmu, range, budget, self.devices).map_err(BuildError::Core)?;
+        let core = Arc::new(core);
+        let engine = ThreadEngine::start(Arc::clone(&core)).map_err(BuildError::Threads)?;
+        let memory = Memory::new(Arc::clone(&core));
+        let inner = Arc::new(Inner {
+            engine: Mutex::new(engine),
+            memory,
+            core,
+        });
+        fork::register(&inner);
+        Ok(Space { inner })
+    }
+}
+
+/// The process cannot go on: a thread waits for a page, and there is no room for it anywhere. Said
+/// as the kernel's own out-of-memory killer would, and ended the same way.
+fn out_of_memory() {
+    uhmm_linux::end::die_plainly(
+        "uhmm: out of memory: the RAM budget and every device are full; give more --ram or a \
+         larger --device. The process is killed.\n",
+    );
+}
+
+/// The parts of a space. The engine comes first, so that it stops before the rest goes.
+pub(crate) struct Inner {
+    pub(crate) engine: Mutex<ThreadEngine>,
+    pub(crate) memory: Memory,
+    pub(crate) core: Arc<CoreSpace>,
+}
+
+/// A managed address space. Cloning it is cheap; it ends with its last clone and region.
+#[derive(Clone)]
+pub struct Space {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Space {
+    /// Maps `len` bytes, rounded up to pages, that read as zero.
+    ///
+    /// # Errors
+    /// `InvalidInput` for zero bytes, `OutOfMemory` when the space has no room.
+    pub fn region(&self, len: usize) -> io::Result<Region> {
+        Region::map(self, len.next_multiple_of(PAGE_SIZE))
+    }
+
+    /// The space's address ranges, as the operating system's calls have them.
+    pub fn memory(&self) -> &Memory {
+        &self.inner.memory
+    }
+
+    /// The core, for tests, measurements and reports.
+    pub fn core(&self) -> &Arc<uhmm_core::Space<LinuxMmu>> {
+        &self.inner.core
+    }
+}

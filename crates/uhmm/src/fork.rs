@@ -1,0 +1,88 @@
+//! Keeps spaces right across `fork` (R16), by the C library's own hooks.
+//!
+//! The hooks run for every `fork` of the C library, whoever calls it. A child made by a raw `clone`
+//! system call does not run them and finds pages missing; `vfork`, `posix_spawn` and threads share
+//! the address space and need none.
+//!
+//! *prepare*: signals are blocked, and each space's gate is closed. *parent*: the gates open. *child*:
+//! locks of the other threads are void; the registrations and threads are made anew; then the gates
+//! open. See `uhmm_core::fork` for what happens to pages meanwhile.
+
+use crate::build::Inner;
+use std::sync::{Arc, Once, Weak};
+use uhmm_core::lock::{Lock, new_generation};
+use uhmm_linux::signals::Blocked;
+
+static SPACES: Lock<Vec<Weak<Inner>>> = Lock::new(Vec::new());
+
+/// What the forking thread holds from *prepare* to *parent* or *child*. The gates are closed, so
+/// there is one forking thread at a time.
+static FORKING: Lock<Option<Forking>> = Lock::new(None);
+
+struct Forking {
+    spaces: Vec<Arc<Inner>>,
+    signals: Blocked,
+}
+
+pub(crate) fn register(space: &Arc<Inner>) {
+    static HOOKS: Once = Once::new();
+    HOOKS.call_once(|| {
+        // SAFETY: the three hooks are functions of this library, which is never unloaded.
+        unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    });
+    let mut spaces = SPACES.lock();
+    spaces.retain(|space| space.strong_count() > 0);
+    spaces.push(Arc::downgrade(space));
+}
+
+extern "C" fn prepare() {
+    let signals = Blocked::all();
+    let spaces: Vec<_> = SPACES.lock().iter().filter_map(Weak::upgrade).collect();
+    for space in &spaces {
+        space.core.close_for_fork();
+        space.memory.hold_stack();
+    }
+    if !spaces.is_empty() {
+        *FORKING.lock() = Some(Forking { spaces, signals });
+    }
+}
+
+extern "C" fn parent() {
+    let Some(forking) = FORKING.lock().take() else {
+        return;
+    };
+    for space in &forking.spaces {
+        space.core.open_in_parent();
+    }
+    drop(forking.signals);
+}
+
+extern "C" fn child() {
+    // What other threads of the parent hold is held by nobody here.
+    new_generation();
+    let Some(forking) = FORKING.lock().take() else {
+        return;
+    };
+    for space in &forking.spaces {
+        if let Err(error) = take_over(space) {
+            uhmm_linux::end::die_plainly(&format!(
+                "uhmm: cannot manage the child of a fork ({error}); it is killed, rather than \
+                 left to read zeros\n"
+            ));
+        }
+    }
+    drop(forking.signals);
+}
+
+fn take_over(space: &Inner) -> Result<(), Box<dyn std::error::Error>> {
+    space.core.mmu().set_up_in_child()?;
+    space.memory.register_all()?;
+    let engine = &mut *space
+        .engine
+        .try_lock()
+        .map_err(|_| "the engine is being stopped")?;
+    engine.restart_in_child()?;
+    space.core.open_in_child();
+    space.memory.wipe_in_child()?;
+    Ok(())
+}

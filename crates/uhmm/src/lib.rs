@@ -1,0 +1,35 @@
+//! Heterogeneous memory management for user space: the public library.
+//!
+//! Build a [`Space`] with a budget of RAM and some devices, and map [`Region`]s in it. Their cold
+//! pages go to the devices, and come back when they are touched:
+//!
+//! ```no_run
+//! let space = uhmm::Builder::new(64 << 20)
+//!     .device(Box::new(uhmm::devices::Lz4Device::new(1 << 30)))
+//!     .build()?;
+//! let mut region = space.region(256 << 20)?;
+//! region.as_mut_slice().fill(7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod build;
+mod fork;
+pub mod memory;
+mod region;
+pub mod size;
+pub mod spec;
+
+pub use build::{BuildError, Builder, Space};
+pub use region::Region;
+
+/// The devices that come with the library.
+pub mod devices {
+    pub use uhmm_lz4::Lz4Device;
+    pub use uhmm_mirror::MirrorDevice;
+}
+
+/// What a device author implements.
+pub mod device {
+    pub use uhmm_core::addr::{DevicePage, PageData};
+    pub use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
+}

@@ -1,0 +1,39 @@
+//! `cargo xtask check`: what rustc and clippy cannot see.
+
+use crate::{Outcome, layers, roots, sources, step};
+
+/// Checks the tree, and prints what is wrong with it.
+pub fn check() -> Outcome {
+    let metadata = metadata()?;
+    let found = sources::files(&step::root())?;
+    let mut errors = layers::wrong_arrows(&metadata);
+    errors.extend(roots::wrong(&metadata)?);
+    errors.extend(found.errors);
+
+    for note in &found.notes {
+        println!("note: {note}");
+    }
+    for error in &errors {
+        println!("error: {error}");
+    }
+    let crates = metadata["packages"].as_array().map_or(0, Vec::len);
+    println!(
+        "check: {crates} crates, {} errors, {} notes",
+        errors.len(),
+        found.notes.len()
+    );
+    Ok(errors.is_empty())
+}
+
+fn metadata() -> Result<serde_json::Value, String> {
+    let out = step::cargo(&["metadata", "--format-version", "1", "--no-deps"])
+        .output()
+        .map_err(|why| format!("cargo metadata: {why}"))?;
+    if !out.status.success() {
+        return Err(format!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&out.stderr)
+        ));
+    }
+    serde_json::from_slice(&out.stdout).map_err(|why| format!("cargo metadata: {why}"))
+}

@@ -1,0 +1,55 @@
+//! `cargo xtask ci`: all that must pass besides the tests.
+
+use crate::step::{Steps, cargo};
+use crate::{Outcome, check, programs};
+use std::process::Stdio;
+
+/// Runs every step, and says at the end which failed.
+pub fn ci() -> Outcome {
+    let mut steps = Steps::default();
+    steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
+    steps.work("check", check::check);
+    steps.command(
+        "clippy",
+        &mut cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
+    steps.command(
+        "documentation",
+        cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+    );
+    steps.command(
+        "tests of xtask",
+        &mut cargo(&["test", "--release", "--package", "xtask"]),
+    );
+    // `cargo test` has run the programs on lz4; here it is the other device's turn.
+    for device in programs::DEVICES.iter().filter(|device| **device != "lz4") {
+        steps.command(
+            &format!("programs on {device}"),
+            &mut programs::suite(device),
+        );
+    }
+    if has_cargo_deny() {
+        steps.command("dependencies", &mut cargo(&["deny", "check"]));
+    } else {
+        steps.skip(
+            "dependencies",
+            "cargo-deny is not installed: `cargo install cargo-deny`",
+        );
+    }
+    steps.finish()
+}
+
+fn has_cargo_deny() -> bool {
+    cargo(&["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}

@@ -1,0 +1,135 @@
+//! What plain cargo cannot do for this project: `cargo xtask help`.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod ci;
+mod layers;
+mod programs;
+mod roots;
+mod soak;
+mod sources;
+mod step;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+What plain cargo cannot do for this project.
+
+Usage: cargo xtask COMMAND
+
+Commands:
+  check                     arrows between crates, file sizes, lints, leftovers
+  ci                        all that must pass besides `cargo test --release`
+  programs [--device SPEC]...
+                            real programs under `uhmm run`, each compared with its plain run
+                            (on every device kind, unless some are named)
+  soak [--minutes N]        stress tests and real programs, over and over (10 minutes)
+  help                      this text
+";
+
+/// What a command ends with: whether all was well, or why it could not be told.
+type Outcome = Result<bool, String>;
+
+enum Command {
+    Check,
+    Ci,
+    Programs { devices: Vec<String> },
+    Soak { minutes: u64 },
+    Help,
+}
+
+fn main() -> ExitCode {
+    let command = match parse(std::env::args().skip(1)) {
+        Ok(command) => command,
+        Err(why) => {
+            eprintln!("xtask: {why}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match act(command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
+    let name = args.next().unwrap_or_else(|| "help".into());
+    let mut command = match name.as_str() {
+        "check" => Command::Check,
+        "ci" => Command::Ci,
+        "programs" => Command::Programs {
+            devices: Vec::new(),
+        },
+        "soak" => Command::Soak { minutes: 10 },
+        "help" | "--help" | "-h" => Command::Help,
+        other => return Err(format!("no command `{other}`")),
+    };
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("`{arg}` wants a value"));
+        match (&mut command, arg.as_str()) {
+            (_, "--help" | "-h") => return Ok(Command::Help),
+            (Command::Programs { devices }, "--device") => devices.push(value()?),
+            (Command::Soak { minutes }, "--minutes") => {
+                let given = value()?;
+                *minutes = given.parse().ok().filter(|&n| n > 0).ok_or_else(|| {
+                    format!("`--minutes {given}`: a whole number of minutes, at least 1")
+                })?;
+            }
+            _ => return Err(format!("`{name}` does not know `{arg}`")),
+        }
+    }
+    Ok(command)
+}
+
+fn act(command: Command) -> Outcome {
+    match command {
+        Command::Check => check::check(),
+        Command::Ci => ci::ci(),
+        Command::Programs { devices } => programs::programs(&devices),
+        Command::Soak { minutes } => soak::soak(minutes),
+        Command::Help => {
+            print!("{HELP}");
+            Ok(true)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(String::from))
+    }
+
+    #[test]
+    fn options_belong_to_their_command() {
+        assert!(matches!(
+            parsed("soak --minutes 3"),
+            Ok(Command::Soak { minutes: 3 })
+        ));
+        assert!(matches!(parsed("soak"), Ok(Command::Soak { minutes: 10 })));
+        assert!(matches!(
+            parsed("programs --device lz4 --device mirror:1G"),
+            Ok(Command::Programs { devices }) if devices == ["lz4", "mirror:1G"]
+        ));
+        assert!(matches!(parsed(""), Ok(Command::Help)));
+    }
+
+    #[test]
+    fn wrong_use_is_an_error() {
+        for line in [
+            "nonsense",
+            "soak --minutes",
+            "soak --minutes 0",
+            "check --device lz4",
+        ] {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+    }
+}
