@@ -242,7 +242,7 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         let mut index = self.index(from);
         while index < end {
             let chunk = index / CHUNK;
-            if chunk % CHUNK == 0 && self.giants[chunk / CHUNK].load(Acquire) & half == 0 {
+            if chunk.is_multiple_of(CHUNK) && self.giants[chunk / CHUNK].load(Acquire) & half == 0 {
                 index = (chunk + CHUNK) * CHUNK;
             } else if self.chunks[chunk].load(Acquire) & half == 0 {
                 index = (chunk + 1) * CHUNK;

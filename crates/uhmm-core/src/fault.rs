@@ -197,20 +197,22 @@ impl<M: Mmu> Space<M> {
         self.after(page, progress)
     }
 
-    /// RAM for up to `pages` pages, or for fewer, or `None`.
+    /// RAM for up to `pages` pages, or for one, or `None`.
+    ///
+    /// New memory comes first: a copy into it interrupts no other CPU, while moving a warm frame in
+    /// does, to flush the pool's address from its TLB, and costs several times as much as soon as a
+    /// second thread runs.
     fn ram_for(&self, pages: usize) -> Option<Ram> {
         let charge = |pages| {
             self.pool
                 .try_charge(pages, self.stats())
                 .then_some(Ram::Charged(pages))
         };
-        if pages > 1
-            && self.pool.available() > self.pressure.low + pages
-            && let Some(ram) = charge(pages)
-        {
-            return Some(ram);
-        }
-        self.pool.take_free().map(Ram::Warm).or_else(|| charge(1))
+        let plenty = pages > 1 && self.pool.available() > self.pressure.low + pages;
+        let several = if plenty { charge(pages) } else { None };
+        several
+            .or_else(|| charge(1))
+            .or_else(|| self.pool.take_free().map(Ram::Warm))
     }
 
     fn give_back(&self, ram: Ram) {

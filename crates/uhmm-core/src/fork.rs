@@ -134,7 +134,13 @@ impl<M: Mmu> Space<M> {
         self.relieve();
     }
 
-    /// Ends a fork in the child, which has one thread, and whose MMU has been set up anew.
+    /// Begins in the child of a fork, before it has a second thread.
+    pub fn begin_in_child(&self) {
+        self.gate.forget_threads();
+    }
+
+    /// Ends a fork in the child, whose MMU has been set up anew, and where nothing but the engine's
+    /// threads runs beside the caller.
     pub fn open_in_child(&self) {
         self.mmu.present(self.range(), &mut |mapped| {
             for page in mapped.iter() {
@@ -150,7 +156,7 @@ impl<M: Mmu> Space<M> {
         });
         self.fork_log.len.store(0, Release);
         self.set_gauges();
-        self.gate.open_in_child(&self.mmu);
+        self.gate.open(&self.mmu);
         self.relieve();
     }
 

@@ -189,17 +189,25 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
         }
     }
 
-    /// An empty block, all for the caller, or `None` if there is none now. For the reclaimer, which
-    /// is one thread at a time.
-    pub(crate) fn empty_block(&self) -> Option<u32> {
+    /// An empty block that `usable` agrees to, or `None` if there is none now. For the reclaimer,
+    /// which is one thread at a time.
+    pub(crate) fn empty_block(&self, usable: impl Fn(u32) -> bool) -> Option<u32> {
         let mark = self.mark.load(Acquire);
         let hint = self.empty_hint.swap(mark, AcqRel);
-        let empty = (hint..mark).find(|&block| self.used[block].load(Acquire) == 0);
-        let block = empty.or_else(|| (mark < self.used.len()).then_some(mark))?;
+        let is_empty = |&block: &usize| self.used[block].load(Acquire) == 0 && usable(block as u32);
+        let found = (hint..mark).find(is_empty);
+        let block = found.or_else(|| (mark < self.used.len()).then_some(mark))?;
         self.mark.fetch_max(block + 1, AcqRel);
         // The caller may leave the block empty, so the hint stays on it.
         self.empty_hint.fetch_min(block, AcqRel);
         Some(block as u32)
+    }
+
+    /// `block` may be usable again: it is looked at by the next search if it is empty.
+    pub(crate) fn reconsider(&self, block: u32) {
+        if self.used[block as usize].load(Acquire) == 0 {
+            self.empty_hint.fetch_min(block as usize, AcqRel);
+        }
     }
 
     /// `len` frames have been moved to the first slots of the empty `block`: they are in limbo.
@@ -290,9 +298,9 @@ mod tests {
     fn a_frame_goes_from_limbo_to_free_to_use() {
         let (pool, stats) = pool(100);
         assert!(pool.try_charge(3, &stats));
-        let block = pool.empty_block().unwrap();
+        let block = pool.empty_block(|_| true).unwrap();
         pool.moved_in(block, 3);
-        assert_ne!(pool.empty_block().unwrap(), block);
+        assert_ne!(pool.empty_block(|_| true).unwrap(), block);
         assert_eq!(pool.in_limbo(block), 0b111);
         pool.put_free(pool.claim_limbo(first_slot(block).plus(1)));
         assert_eq!(pool.in_limbo(block), 0b101);
@@ -305,7 +313,7 @@ mod tests {
         let mut dropped = Vec::new();
         pool.shed(block, &stats, |slot, len| dropped.push((slot, len)));
         assert_eq!(dropped, [(first_slot(block).plus(2), 1)]);
-        assert_eq!(pool.empty_block().unwrap(), block);
+        assert_eq!(pool.empty_block(|_| true).unwrap(), block);
         assert_eq!(pool.charged(), 2);
     }
 

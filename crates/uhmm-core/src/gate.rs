@@ -100,12 +100,12 @@ impl Gate {
         mmu.wake_waiters(&self.closed);
     }
 
-    /// Opens the gate in the child of a fork: who was counted while trying to enter is not there.
-    pub(crate) fn open_in_child<M: Mmu>(&self, mmu: &M) {
+    /// Forgets, in the child of a fork that still has one thread, who was counted while trying to
+    /// enter: they are not there.
+    pub(crate) fn forget_threads(&self) {
         for Shard(count) in &self.shards {
             count.store(0, SeqCst);
         }
-        self.open(mmu);
     }
 }
 

@@ -42,8 +42,6 @@ pub(crate) struct Pressure {
     high: usize,
     /// Pages that are kept in limbo while there is pressure.
     limbo: usize,
-    /// Free frames that are kept warm; more are given back to the machine.
-    warm: usize,
     /// 1 while the reclaimer is wanted or at work.
     wanted: AtomicU64,
     /// Moves whenever RAM may have become available.
@@ -58,7 +56,6 @@ impl Pressure {
             low,
             high: low * 2,
             limbo: (budget / 16).clamp(BLOCK, 16384),
-            warm: low,
             wanted: AtomicU64::new(0),
             freed: AtomicU64::new(0),
             waiters: AtomicU64::new(0),
@@ -67,6 +64,7 @@ impl Pressure {
 }
 
 /// A block of pages in limbo: slot `i` of `block` holds page `start + i`, unless it has gone back.
+/// The block is not used for anything else until its batch has left the queue.
 struct Batch {
     block: u32,
     start: PageNo,
@@ -78,16 +76,19 @@ pub(crate) struct Reclaim {
     hand: PageNo,
     limbo: VecDeque<Batch>,
     limbo_pages: usize,
+    /// For each block of the pool: whether a batch in the queue has it.
+    queued: Box<[bool]>,
 }
 
 impl Reclaim {
     pub(crate) fn new(start: PageNo, budget: usize) -> Self {
         // Room for every block, so that the queue never allocates.
-        let limbo = VecDeque::with_capacity(slots_for(budget) / BLOCK);
+        let blocks = slots_for(budget) / BLOCK;
         Self {
             hand: start,
-            limbo,
+            limbo: VecDeque::with_capacity(blocks),
             limbo_pages: 0,
+            queued: vec![false; blocks].into(),
         }
     }
 }
@@ -252,7 +253,7 @@ impl<M: Mmu> Space<M> {
 
     /// Takes the pages of `run` out of the space, into limbo. Returns whether any left.
     fn unmap(&self, state: &mut Reclaim, mut run: Run<'_, M>, scratch: &mut Scratch) -> bool {
-        let Some(block) = self.empty_block() else {
+        let Some(block) = self.empty_block(state) else {
             return false;
         };
         let (start, first) = (run.pages().start, first_slot(block));
@@ -281,6 +282,7 @@ impl<M: Mmu> Space<M> {
                 len: moved,
             });
             state.limbo_pages += moved;
+            state.queued[block as usize] = true;
         }
         if let Some(stop) = stop {
             state.hand = run.pages().start.plus(1);
@@ -328,12 +330,13 @@ impl<M: Mmu> Space<M> {
     }
 
     /// An empty block of the pool; where free frames are in the way of one, they are given up.
-    fn empty_block(&self) -> Option<u32> {
-        self.pool.empty_block().or_else(|| {
+    fn empty_block(&self, state: &Reclaim) -> Option<u32> {
+        let usable = |block: u32| !state.queued[block as usize];
+        self.pool.empty_block(usable).or_else(|| {
             for block in self.pool.blocks() {
                 self.shed(block);
             }
-            self.pool.empty_block()
+            self.pool.empty_block(usable)
         })
     }
 
@@ -363,11 +366,11 @@ impl<M: Mmu> Space<M> {
                 Cleaned::Gone => {}
             }
         }
-        if self.pool.free_frames() > self.pressure.warm {
-            self.shed(batch.block);
-        }
+        self.shed(batch.block);
         if self.pool.in_limbo(batch.block) == 0 {
             state.limbo_pages -= batch.len;
+            state.queued[batch.block as usize] = false;
+            self.pool.reconsider(batch.block);
             return true;
         }
         // Pages that found no room, or that are in a fault's hands just now.
@@ -376,7 +379,7 @@ impl<M: Mmu> Space<M> {
         } else {
             state.limbo.push_back(batch);
         }
-        done > 0
+        done > 0 || !full
     }
 
     /// Copy, install, finalize: one page from limbo to a device.

@@ -75,6 +75,7 @@ extern "C" fn child() {
 }
 
 fn take_over(space: &Inner) -> Result<(), Box<dyn std::error::Error>> {
+    space.core.begin_in_child();
     space.core.mmu().set_up_in_child()?;
     space.memory.register_all()?;
     let engine = &mut *space
