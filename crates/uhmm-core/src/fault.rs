@@ -10,10 +10,11 @@
 use crate::addr::{PageData, PageNo, PageRange};
 use crate::around::MAX_WINDOW;
 use crate::device::CopyOutError;
-use crate::entry::State;
+use crate::entry::{DeviceAddr, State};
 use crate::frames::Frame;
 use crate::migrate::Run;
 use crate::mmu::{Mmu, Progress, Stop};
+use crate::pagemap::Held;
 use crate::space::Space;
 
 /// Memory for the copies of one thread that serves faults.
@@ -44,6 +45,9 @@ enum Outcome {
     NoRam,
 }
 
+/// A reference on a device page, and where that is.
+type OnDevice<'a, M> = (Held<'a, <M as Mmu>::Table>, DeviceAddr);
+
 /// RAM for a page, to be used up or given back.
 enum Ram {
     /// The budget allows this many new pages.
@@ -65,6 +69,7 @@ impl<M: Mmu> Space<M> {
                 }
                 continue;
             };
+            self.unmap_ahead(scratch);
             let outcome = self.look(page, scratch);
             drop(pass);
             match outcome {
@@ -131,35 +136,20 @@ impl<M: Mmu> Space<M> {
         } else {
             1
         });
-        // R3: a reference of our own on each device page, from before its bytes are read until the
-        // page is installed.
         let mut held = [const { None }; MAX_WINDOW];
-        for i in 0..run.pages().len {
-            let State::Private(at) = run.was(i) else {
-                continue;
-            };
-            let device = &self.devices[usize::from(at.device)];
-            held[i] = device.get(at.page).map(|reference| (reference, at));
-            let error = match &held[i] {
-                // Somebody else holds the page too (R7), and may be writing to it.
-                Some((reference, _)) if reference.count() > 2 => Some(CopyOutError::Retry),
-                Some((reference, _)) => {
-                    let load = || device.load(reference, &mut scratch.pages[i]);
-                    retried(load).err()
-                }
-                None => unreachable!("an entry names a free device page (R1)"),
-            };
-            if let Some(error) = error {
-                let (reference, at) = held[i].take().expect("held above");
-                if i == 0 && error == CopyOutError::Lost {
-                    self.give_back(ram);
-                    reference.leave(self.device_stats(at.device));
-                    return self.lost(run);
-                }
-                reference.end(self.device_stats(at.device));
-                run.truncate(i);
-                break;
+        match self.copy_out(&run, &mut held, scratch) {
+            Ok(()) => {}
+            Err((0, error)) => {
+                self.give_back(ram);
+                return if error == CopyOutError::Lost {
+                    self.lost(run)
+                } else {
+                    // The touch repeats.
+                    drop(run);
+                    self.served(page)
+                };
             }
+            Err((copied, _)) => run.truncate(copied),
         }
         let from = if fresh {
             &ZEROS[..]
@@ -197,6 +187,43 @@ impl<M: Mmu> Space<M> {
         self.after(page, progress)
     }
 
+    /// Copies the bytes of the run's device pages to `scratch`, in order, and takes a reference on
+    /// each before that, to be kept until the page is installed (R3). On an error: how many are
+    /// copied, and what is wrong with the next. A first page that is lost is off the device then.
+    fn copy_out<'a>(
+        &'a self,
+        run: &Run<'_, M>,
+        held: &mut [Option<OnDevice<'a, M>>],
+        scratch: &mut Scratch,
+    ) -> Result<(), (usize, CopyOutError)> {
+        for (i, slot) in held.iter_mut().enumerate().take(run.pages().len) {
+            let State::Private(at) = run.was(i) else {
+                continue;
+            };
+            let device = &self.devices[usize::from(at.device)];
+            let reference = device
+                .get(at.page)
+                .expect("an entry names a device page that is in use (R1)");
+            // The entry's reference and ours; another holder may be writing to the page (R7).
+            let copied = if reference.count() > 2 {
+                Err(CopyOutError::Retry)
+            } else {
+                retried(|| device.load(&reference, &mut scratch.pages[i]))
+            };
+            if let Err(error) = copied {
+                let stats = self.device_stats(at.device);
+                if i == 0 && error == CopyOutError::Lost {
+                    reference.leave(stats);
+                } else {
+                    reference.end(stats);
+                }
+                return Err((i, error));
+            }
+            *slot = Some((reference, at));
+        }
+        Ok(())
+    }
+
     /// RAM for up to `pages` pages, or for one, or `None`.
     ///
     /// New memory comes first: a copy into it interrupts no other CPU, while moving a warm frame in
@@ -208,7 +235,7 @@ impl<M: Mmu> Space<M> {
                 .try_charge(pages, self.stats())
                 .then_some(Ram::Charged(pages))
         };
-        let plenty = pages > 1 && self.pool.available() > self.pressure.low + pages;
+        let plenty = pages > 1 && self.pool.available() > self.reclaim.pressure.low + pages;
         let several = if plenty { charge(pages) } else { None };
         several
             .or_else(|| charge(1))

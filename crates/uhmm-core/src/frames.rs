@@ -16,7 +16,7 @@
 //! `charged` counts physical pages in existence: mapped by the program, in limbo or free. It never
 //! exceeds the budget; that is the whole of the budget's enforcement.
 
-use crate::addr::FrameNo;
+use crate::addr::{FrameNo, PageNo};
 use crate::stats::Stats;
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
@@ -50,6 +50,8 @@ pub(crate) struct FramePool<T> {
     free_frames: AtomicUsize,
     used: T,
     free: T,
+    /// For each slot: the page that it was taken from.
+    owners: T,
     /// Blocks below which a used bit may be set.
     mark: AtomicUsize,
     /// No block below this is empty, or it will be lowered.
@@ -67,6 +69,7 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
             free_frames: AtomicUsize::new(0),
             used: table(blocks)?,
             free: table(blocks)?,
+            owners: table(slots_for(budget))?,
             mark: AtomicUsize::new(0),
             empty_hint: AtomicUsize::new(0),
             cursor: AtomicUsize::new(0),
@@ -210,14 +213,28 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
         }
     }
 
-    /// `len` frames have been moved to the first slots of the empty `block`: they are in limbo.
-    pub(crate) fn moved_in(&self, block: u32, len: usize) {
+    /// The frames of the pages from `page` on have been moved to the empty slots from `first` on,
+    /// which lie in one block: they are in limbo.
+    pub(crate) fn moved_in(&self, first: FrameNo, page: PageNo, len: usize) {
+        if len == 0 {
+            return;
+        }
+        for i in 0..len {
+            self.owners[first.plus(i).0 as usize].store(page.plus(i).0, Release);
+        }
+        let (block, _) = place(first);
         let bits = if len == BLOCK {
             u64::MAX
         } else {
-            (1 << len) - 1
+            ((1 << len) - 1) << (first.0 as usize % BLOCK)
         };
-        self.used[block as usize].store(bits, Release);
+        self.used[block].fetch_or(bits, AcqRel);
+    }
+
+    /// The page whose frame was moved to `slot` last. Whether it still is the page's is for the
+    /// page's entry to say.
+    pub(crate) fn owner(&self, slot: FrameNo) -> PageNo {
+        PageNo(self.owners[slot.0 as usize].load(Acquire))
     }
 
     /// Which slots of `block` hold a frame in limbo (or in somebody's hands).
@@ -299,7 +316,8 @@ mod tests {
         let (pool, stats) = pool(100);
         assert!(pool.try_charge(3, &stats));
         let block = pool.empty_block(|_| true).unwrap();
-        pool.moved_in(block, 3);
+        pool.moved_in(first_slot(block), PageNo(7), 3);
+        assert_eq!(pool.owner(first_slot(block).plus(2)), PageNo(9));
         assert_ne!(pool.empty_block(|_| true).unwrap(), block);
         assert_eq!(pool.in_limbo(block), 0b111);
         pool.put_free(pool.claim_limbo(first_slot(block).plus(1)));

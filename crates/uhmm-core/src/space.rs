@@ -8,11 +8,10 @@ use crate::error::BuildError;
 use crate::fork::ForkLog;
 use crate::frames::FramePool;
 use crate::gate::Gate;
-use crate::lock::Lock;
 use crate::mmu::Mmu;
 use crate::pagemap::Pagemap;
 use crate::protection::Protection;
-use crate::reclaim::{Pressure, Reclaim};
+use crate::reclaim::Reclaim;
 use crate::stats::{DeviceStats, MAX_DEVICES, Stats};
 
 /// The least budget, in pages: below it there is no room for a batch on its way out beside the
@@ -33,8 +32,7 @@ pub struct Space<M: Mmu> {
     pub(crate) gate: Gate,
     pub(crate) around: Around,
     pub(crate) fork_log: ForkLog,
-    pub(crate) reclaim: Lock<Reclaim>,
-    pub(crate) pressure: Pressure,
+    pub(crate) reclaim: Reclaim,
     pub(crate) protection: Protection,
 }
 
@@ -72,8 +70,7 @@ impl<M: Mmu> Space<M> {
             .ram_budget_bytes
             .set((budget_pages * crate::addr::PAGE_SIZE) as u64);
         Ok(Self {
-            reclaim: Lock::new(Reclaim::new(range.start, budget_pages)),
-            pressure: Pressure::new(budget_pages),
+            reclaim: Reclaim::new(range.start, budget_pages),
             mmu,
             entries,
             pool,

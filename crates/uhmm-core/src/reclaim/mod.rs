@@ -1,0 +1,221 @@
+//! Reclaim: keeps some RAM free, so that a fault normally finds it so.
+//!
+//! It starts when less than the low watermark is available and stops at the high one. Two halves,
+//! each done in bounded pieces:
+//!
+//! - *unmap*: a clock hand goes over the mapped pages in address order. A referenced page is spared
+//!   once. Runs of others are moved out, into a block of the frame pool, until the block is full;
+//!   the pages are in limbo.
+//! - *clean*: the block that has been in limbo longest is copied to a device, page by page, and its
+//!   frames are given back with one call. What was touched meanwhile has gone back, referenced:
+//!   limbo is the second chance, and the only thing here that learns what is hot.
+//!
+//! Who does which matters for speed. Every move interrupts each other CPU that runs the program, to
+//! flush its TLB (docs/faults.md). So fault handlers unmap, a few pages before they serve a fault:
+//! their own CPU's thread is asleep then. Cleaning, which is the work of a compressor, is done by the
+//! one reclaimer thread, on whatever CPU is free. It unmaps only when no fault does.
+//!
+//! # Protocol
+//!
+//! The [`Hand`] is taken by `try_lock` only: who does not get it leaves the unmapping to who has it.
+//! The [`Queue`] is locked for a push or a pop. A block belongs to the hand, then to the queue, then
+//! to the reclaimer that popped it, and is marked busy all that time: its slots may empty meanwhile,
+//! but it is not used again before its pages have been looked at.
+//!
+//! A fault that finds no RAM waits for the reclaimer (outside the gate, nothing claimed). When a
+//! wait has seen no progress for [`PATIENCE`], because no device has room and nothing can be
+//! unmapped, [`Mmu::out_of_memory`] ends it (R19).
+
+mod clean;
+mod unmap;
+
+use crate::addr::PageNo;
+use crate::fault::Scratch;
+use crate::frames::{BLOCK, slots_for};
+use crate::lock::Lock;
+use crate::mmu::Mmu;
+use crate::space::Space;
+use clean::Queue;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::time::{Duration, Instant};
+use unmap::Hand;
+
+/// How long faults wait without any progress before the process is told that it is out of memory.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Watermarks, and the words that threads sleep on.
+pub(crate) struct Pressure {
+    /// Below this many available pages the reclaimer starts.
+    pub(crate) low: usize,
+    high: usize,
+    /// Pages that are kept in limbo while there is pressure.
+    limbo: usize,
+    /// 1 while the reclaimer is wanted or at work.
+    wanted: AtomicU64,
+    /// Moves whenever RAM may have become available.
+    freed: AtomicU64,
+    waiters: AtomicU64,
+}
+
+impl Pressure {
+    fn new(budget: usize) -> Self {
+        let low = (budget / 32).clamp(64, 4096);
+        Self {
+            low,
+            high: low * 2,
+            limbo: (budget / 16).clamp(2 * BLOCK, 16384),
+            wanted: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
+            waiters: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What reclaim remembers from step to step.
+pub(crate) struct Reclaim {
+    pub(crate) pressure: Pressure,
+    hand: Lock<Hand>,
+    queue: Lock<Queue>,
+    /// Slots of the blocks that are busy and have been filled.
+    limbo_slots: AtomicUsize,
+}
+
+impl Reclaim {
+    pub(crate) fn new(start: PageNo, budget: usize) -> Self {
+        let blocks = slots_for(budget) / BLOCK;
+        Self {
+            pressure: Pressure::new(budget),
+            hand: Lock::new(Hand::new(start)),
+            queue: Lock::new(Queue::new(blocks)),
+            limbo_slots: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether there should be more pages in limbo.
+    fn wants_limbo(&self) -> bool {
+        self.limbo_slots.load(Relaxed) < self.pressure.limbo
+    }
+}
+
+/// What one step of reclaim came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is enough RAM, or a fork is going on.
+    Idle,
+    /// Something was done.
+    Worked,
+    /// RAM is wanted, and nothing could be done: no device has room, or nothing can be unmapped.
+    Stuck,
+}
+
+impl<M: Mmu> Space<M> {
+    /// Starts the reclaimer if RAM is short. Cheap when it is not.
+    pub(crate) fn relieve(&self) {
+        if self.pool.available() < self.reclaim.pressure.low {
+            self.want_reclaim();
+        }
+    }
+
+    fn want_reclaim(&self) {
+        if self.reclaim.pressure.wanted.swap(1, SeqCst) == 0 {
+            self.mmu.wake_waiters(&self.reclaim.pressure.wanted);
+        }
+    }
+
+    /// Waits until RAM may be available. Nothing may be claimed, and the gate not passed.
+    pub(crate) fn wait_for_ram(&self) {
+        let seen = self.reclaim.pressure.freed.load(SeqCst);
+        self.reclaim.pressure.waiters.fetch_add(1, SeqCst);
+        self.want_reclaim();
+        if self.pool.available() == 0 {
+            self.stats().reclaim_waits.add(1);
+            self.mmu
+                .wait(&self.reclaim.pressure.freed, seen, Duration::from_millis(5));
+        }
+        self.reclaim.pressure.waiters.fetch_sub(1, SeqCst);
+    }
+
+    /// Runs reclaim until `stop`. For one internal thread.
+    pub fn run_reclaimer(&self, stop: &AtomicBool) {
+        let mut scratch = Scratch::default();
+        let mut stuck_since = None;
+        while !stop.load(Acquire) {
+            match self.reclaim(&mut scratch) {
+                Step::Worked => {
+                    stuck_since = None;
+                    self.wake_ram_waiters();
+                }
+                Step::Idle => {
+                    stuck_since = None;
+                    self.wake_ram_waiters();
+                    self.reclaim.pressure.wanted.store(0, SeqCst);
+                    if self.pool.available() >= self.reclaim.pressure.low || self.gate.is_closed() {
+                        self.mmu
+                            .wait(&self.reclaim.pressure.wanted, 0, Duration::from_millis(100));
+                    }
+                }
+                Step::Stuck => {
+                    let since = *stuck_since.get_or_insert_with(Instant::now);
+                    let starving = self.reclaim.pressure.waiters.load(SeqCst) > 0;
+                    if starving && self.pool.available() == 0 && since.elapsed() > PATIENCE {
+                        self.mmu.out_of_memory();
+                        stuck_since = None;
+                    }
+                    // Nothing wakes this wait: the word does not move. It only passes time.
+                    self.mmu
+                        .wait(&self.reclaim.pressure.wanted, 1, Duration::from_millis(5));
+                }
+            }
+        }
+    }
+
+    fn wake_ram_waiters(&self) {
+        if self.reclaim.pressure.waiters.load(SeqCst) > 0 && self.pool.available() > 0 {
+            self.reclaim.pressure.freed.fetch_add(1, SeqCst);
+            self.mmu.wake_waiters(&self.reclaim.pressure.freed);
+        }
+    }
+
+    /// One step of reclaim. For internal threads.
+    pub fn reclaim(&self, scratch: &mut Scratch) -> Step {
+        let Some(_pass) = self.gate.enter(&self.mmu) else {
+            return Step::Idle;
+        };
+        self.free_buried();
+        if self.pool.available() >= self.reclaim.pressure.high {
+            return Step::Idle;
+        }
+        let cleaned = self.clean_block();
+        // With nothing to clean, or too little to let pages rest in limbo, help to unmap.
+        let unmapped = (cleaned != Some(true)
+            || self.reclaim.limbo_slots.load(Relaxed) < 2 * BLOCK)
+            && self.unmap_block(scratch);
+        if cleaned == Some(true) || unmapped {
+            Step::Worked
+        } else {
+            Step::Stuck
+        }
+    }
+
+    /// Pushes everything that is mapped or in limbo out to the devices, as far as they have room;
+    /// returns the pages left in RAM. For tests and measurements, on an internal thread.
+    pub fn push_out(&self, scratch: &mut Scratch) -> usize {
+        let Some(_pass) = self.gate.enter(&self.mmu) else {
+            return self.pool.charged();
+        };
+        // Twice: the first round of the hand takes the second chances away.
+        for _ in 0..2 {
+            while self.unmap_block(scratch) {
+                while !self.reclaim.wants_limbo() && self.clean_block() == Some(true) {}
+            }
+        }
+        while self.clean_block() == Some(true) {}
+        self.pool.charged()
+    }
+
+    fn free_buried(&self) {
+        for (i, device) in self.devices.iter().enumerate() {
+            device.free_buried(self.device_stats(i as u8));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The first half of reclaim: cold pages are moved out of the space, into limbo.
+
+use crate::addr::PageNo;
+use crate::entry::State;
+use crate::fault::Scratch;
+use crate::frames::{BLOCK, first_slot};
+use crate::migrate::Run;
+use crate::mmu::{Mmu, Stop};
+use crate::space::Space;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Entries that the hand looks at before it lets others have the gate.
+const LOOK: usize = 1 << 15;
+
+/// Pages that a fault handler unmaps before it serves a fault.
+const AHEAD: usize = 16;
+
+/// Where unmapping goes on, and the block that it fills.
+pub(super) struct Hand {
+    at: PageNo,
+    block: Option<u32>,
+    filled: usize,
+}
+
+impl Hand {
+    pub(super) fn new(at: PageNo) -> Self {
+        Self {
+            at,
+            block: None,
+            filled: 0,
+        }
+    }
+}
+
+impl<M: Mmu> Space<M> {
+    /// Unmaps a few pages if RAM is short. For a fault handler, before it serves a fault, inside the
+    /// gate.
+    pub(crate) fn unmap_ahead(&self, scratch: &mut Scratch) {
+        let reclaim = &self.reclaim;
+        if self.pool.available() < reclaim.pressure.high
+            && reclaim.wants_limbo()
+            && let Some(mut hand) = reclaim.hand.try_lock()
+        {
+            self.unmap_some(&mut hand, AHEAD, scratch);
+        }
+    }
+
+    /// Unmaps up to a block of pages, and leaves the block to be cleaned even if it is not full.
+    /// `false`: there was nothing to unmap, or somebody else is at it.
+    pub(super) fn unmap_block(&self, scratch: &mut Scratch) -> bool {
+        let Some(mut hand) = self.reclaim.hand.try_lock() else {
+            return false;
+        };
+        let unmapped = self.unmap_some(&mut hand, BLOCK, scratch) > 0;
+        let some = hand.filled > 0;
+        if some {
+            self.queue_block(&mut hand);
+        }
+        unmapped || some
+    }
+
+    /// Gives the hand's block to the queue.
+    fn queue_block(&self, hand: &mut Hand) {
+        if let Some(block) = hand.block.take() {
+            self.reclaim.queue.lock().blocks.push_back(block);
+            self.reclaim.limbo_slots.fetch_add(BLOCK, Relaxed);
+            hand.filled = 0;
+        }
+    }
+
+    /// Finds cold pages and takes them out, up to `most`; returns how many left RAM or are in limbo.
+    fn unmap_some(&self, hand: &mut Hand, most: usize, scratch: &mut Scratch) -> usize {
+        let range = self.range();
+        let (mut wraps, mut looked, mut out) = (0, 0, 0);
+        while wraps < 2 && looked < LOOK && out < most {
+            let Some(page) = self.entries.next_mapped(hand.at, range.end()) else {
+                hand.at = range.start;
+                wraps += 1;
+                continue;
+            };
+            hand.at = page.plus(1);
+            looked += 1;
+            let seen = self.entries.load(page);
+            match seen.state() {
+                State::System { referenced: true } => self.entries.clear_referenced(page, seen),
+                State::System { referenced: false } => {
+                    let Some(block) = self.hand_block(hand) else {
+                        break;
+                    };
+                    let cold = |_, state| state == State::System { referenced: false };
+                    let run = Run::collect(self, page, BLOCK - hand.filled, cold);
+                    out += self.unmap(hand, block, run, scratch);
+                    if hand.filled == BLOCK {
+                        self.queue_block(hand);
+                    }
+                }
+                _ => {}
+            }
+        }
+        out
+    }
+
+    /// The block that the hand fills.
+    fn hand_block(&self, hand: &mut Hand) -> Option<u32> {
+        if hand.block.is_none() {
+            let mut queue = self.reclaim.queue.lock();
+            let block = self.pool.empty_block(|block| !queue.busy[block as usize])?;
+            queue.busy[block as usize] = true;
+            hand.block = Some(block);
+            hand.filled = 0;
+        }
+        hand.block
+    }
+
+    /// Takes the pages of `run` out of the space, into limbo. Returns how many left.
+    fn unmap(
+        &self,
+        hand: &mut Hand,
+        block: u32,
+        mut run: Run<'_, M>,
+        scratch: &mut Scratch,
+    ) -> usize {
+        let before = hand.filled;
+        let mut unshared = false;
+        hand.at = run.pages().end().max(hand.at);
+        let stop = loop {
+            let pages = run.pages();
+            let first = first_slot(block).plus(hand.filled);
+            let progress = self.mmu.take(pages, first);
+            // The slots are marked before an entry names them.
+            self.pool.moved_in(first, pages.start, progress.pages);
+            run.settle(progress.pages, |i| State::Limbo(first.plus(i)));
+            hand.filled += progress.pages;
+            match progress.stop {
+                // Shared after a fork, most likely: with copies of its own, the run can go on.
+                Some(Stop::Busy) if !unshared => {
+                    self.mmu.unshare(run.pages());
+                    unshared = true;
+                }
+                stop => break stop,
+            }
+        };
+        let mut out = hand.filled - before;
+        if let Some(stop) = stop {
+            hand.at = run.pages().start.plus(1);
+            run.truncate(1);
+            out += usize::from(self.unmap_odd(run, stop, scratch));
+        }
+        out
+    }
+
+    /// The one page of `run` cannot be moved, because of `stop`. Returns whether it left RAM.
+    fn unmap_odd(&self, mut run: Run<'_, M>, stop: Stop, scratch: &mut Scratch) -> bool {
+        match stop {
+            // Dropped behind our back: it reads as zero from now on.
+            Stop::Absent => {
+                run.settle(1, |_| State::None);
+                self.pool.uncharge(1, self.stats());
+                true
+            }
+            Stop::Protected => self.evict_protected(run, scratch),
+            Stop::Busy => {
+                self.stats().busy_pages.add(1);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// A page of a range that is not writable cannot be moved, but nobody can change it either: it
+    /// is read, stored and dropped. The protection must not change meanwhile.
+    fn evict_protected(&self, mut run: Run<'_, M>, scratch: &mut Scratch) -> bool {
+        let Some(_fixed) = self.protection.hold() else {
+            return false;
+        };
+        let page = run.pages().start;
+        if self.mmu.is_writable(page) || !self.mmu.peek(page, &mut scratch.pages[0]) {
+            return false;
+        }
+        let Ok(at) = self.store(page, &scratch.pages[0]) else {
+            return false;
+        };
+        self.mmu.discard(run.pages());
+        run.settle(1, |_| State::Private(at));
+        self.pool.uncharge(1, self.stats());
+        true
+    }
+}
