@@ -1,1 +1,133 @@
 //! Measurements, each beside its physical floor.
+//!
+//! A figure is worth little alone: the same code differs by a factor of two between two machines,
+//! and by a tenth between two minutes. So each is measured in turns with its floor, what the bare
+//! primitive costs, in one run; what counts is the ratio of the two. `docs/benchmarking.md` has the
+//! method and the meaning of each figure.
+//!
+//! Every benchmark checks the bytes that it reads back: a fast wrong answer is an [`Error`].
+
+mod bulk;
+mod content;
+mod cpu;
+mod error;
+mod faults;
+mod floor;
+mod machine;
+mod managed;
+mod oversubscribe;
+mod report;
+mod rounds;
+
+pub use error::Error;
+pub use report::{Figure, Unit};
+
+use rounds::Rounds;
+
+/// What to measure.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The benchmarks to run, of [`names`]; none means all.
+    pub names: Vec<String>,
+    /// Less memory and fewer repeats: for a look and for tests, not for figures to keep.
+    pub quick: bool,
+}
+
+/// What happens while benchmarks run.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// What is being done now, for a person who waits.
+    Progress(&'a str),
+    /// A benchmark has ended.
+    Figure(&'a Figure),
+}
+
+/// Benchmarks that are set up, and run, together.
+struct Group {
+    names: &'static [&'static str],
+    run: fn(&mut Rounds<'_>) -> Result<(), Error>,
+}
+
+const GROUPS: &[Group] = &[
+    Group {
+        names: &["first_touch"],
+        run: faults::first_touch,
+    },
+    Group {
+        names: &["first_touch_uffd"],
+        run: faults::first_touch_uffd,
+    },
+    Group {
+        names: &["fault_private_mirror"],
+        run: faults::private_mirror,
+    },
+    Group {
+        names: &["fault_private_lz4"],
+        run: faults::private_lz4,
+    },
+    Group {
+        names: &["sequential_mirror"],
+        run: faults::sequential_mirror,
+    },
+    Group {
+        names: &["bulk_to_device", "bulk_to_system"],
+        run: bulk::there_and_back,
+    },
+    Group {
+        names: &oversubscribe::NAMES,
+        run: oversubscribe::walks,
+    },
+];
+
+/// The names of all benchmarks, in the order in which they run.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    GROUPS.iter().flat_map(|group| group.names.iter().copied())
+}
+
+/// Runs benchmarks, and tells `watch` of each figure as it is found.
+///
+/// # Errors
+/// [`Error`]; figures that were found before it stand.
+pub fn run(options: &Options, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), Error> {
+    if let Some(unknown) = options
+        .names
+        .iter()
+        .find(|name| !names().any(|known| known == name.as_str()))
+    {
+        return Err(Error::UnknownName(unknown.clone()));
+    }
+    let wanted = |name: &str| options.names.is_empty() || options.names.iter().any(|n| n == name);
+    let mut rounds = Rounds::new(options.quick, &wanted, watch);
+    rounds.say("warming memory up");
+    machine::warm_up(options.quick)?;
+    for group in GROUPS {
+        if group.names.iter().any(|name| wanted(name)) {
+            (group.run)(&mut rounds)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        let mut all: Vec<_> = names().collect();
+        all.sort_unstable();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_before_anything_runs() {
+        let options = Options {
+            names: vec!["first_touch".into(), "last_touch".into()],
+            quick: true,
+        };
+        let error = run(&options, &mut |event| panic!("{event:?}")).unwrap_err();
+        assert!(error.to_string().contains("\"last_touch\""), "{error}");
+    }
+}

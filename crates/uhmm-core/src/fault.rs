@@ -69,7 +69,7 @@ impl<M: Mmu> Space<M> {
                 }
                 continue;
             };
-            self.unmap_ahead(scratch);
+            self.unmap_ahead();
             let outcome = self.look(page, scratch);
             drop(pass);
             match outcome {
@@ -163,7 +163,12 @@ impl<M: Mmu> Space<M> {
         // A page that is there although its entry says otherwise was mapped behind our back; what
         // the program sees is what counts.
         let present = progress.pages == 0 && progress.stop == Some(Stop::Present);
-        let installed = if present { 1 } else { progress.pages };
+        let installed = if present {
+            self.pool.charge_existing(1, self.stats());
+            1
+        } else {
+            progress.pages
+        };
         run.settle(installed, |i| State::System {
             referenced: i == 0 && !fresh,
         });

@@ -10,7 +10,9 @@
 //!    for a lock whose holder faults. They are served without changing anything that the child
 //!    gets a copy of: the page's bytes are copied into place, and the page is put on the *log*, in
 //!    this order: log, then copy. The entry, the frame and the device page stay as they are.
-//! 3. fork.
+//! 3. fork. Just before it, [`Space::seal_for_fork`] makes faults wait for its end, so that no
+//!    handler is at work in a device at the moment of the copy: its lock would be held for ever in
+//!    the child. The wait is bounded by [`SEAL`], for the sake of point 2.
 //! 4. On each side the log is applied: a page on it that is really mapped is System now, and its
 //!    device page or frame is released. In the parent every page on the log is mapped. In the
 //!    child one is mapped just if its copy came before the fork; and then the log, written before
@@ -19,8 +21,8 @@
 //!    before the child's memory was registered again: the kernel gave it a zero page that shadows
 //!    what is on the device. It is dropped, and the next touch brings the right bytes.
 //!
-//! A lock of a device that a handler holds at the moment of the fork (it only reads) is taken over
-//! in the child: see [`crate::lock`].
+//! Where the bound of the seal was reached, the child takes the locks of this crate over (a handler
+//! only reads under them): see [`crate::lock`].
 
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange};
 use crate::entry::State;
@@ -29,17 +31,25 @@ use crate::lock::Lock;
 use crate::migrate::Run;
 use crate::mmu::Mmu;
 use crate::space::Space;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 
 /// The most faults that are served while the gate is closed: 2 MiB beside the budget.
 const LOG: usize = 512;
+
+/// How long a fault waits for a fork that is about to happen. Longer than most forks take.
+const SEAL: Duration = Duration::from_millis(100);
+
+/// How long a fault that cannot be served now waits for the gate before it is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct ForkLog {
     pages: Box<[AtomicU64]>,
     len: AtomicUsize,
     /// Held by the handler that serves a fault while the gate is closed.
     serving: Lock<()>,
+    /// Faults wait for the end of the fork.
+    sealed: AtomicBool,
 }
 
 impl Default for ForkLog {
@@ -48,6 +58,7 @@ impl Default for ForkLog {
             pages: (0..LOG).map(|_| AtomicU64::new(0)).collect(),
             len: AtomicUsize::new(0),
             serving: Lock::new(()),
+            sealed: AtomicBool::new(false),
         }
     }
 }
@@ -65,14 +76,30 @@ impl<M: Mmu> Space<M> {
     /// Closes the gate for a fork, and waits until nothing is in flight. The caller opens it again
     /// with [`Space::open_in_parent`] or [`Space::open_in_child`].
     pub fn close_for_fork(&self) {
+        // The log is empty from the fork before, and faults may be on it before this returns.
         self.gate.close(&self.mmu);
-        self.fork_log.len.store(0, Release);
     }
 
-    /// Serves a fault while the gate is closed. `false`: it is open, or was meanwhile.
+    /// The fork comes next: faults wait for its end. What the forking thread will touch from now
+    /// on should be mapped.
+    pub fn seal_for_fork(&self) {
+        let _nobody_serves = self.fork_log.serving.lock();
+        self.fork_log.sealed.store(true, Release);
+    }
+
+    /// Serves a fault while the gate is closed. `false`: look at the gate again.
     pub(crate) fn fault_while_closed(&self, page: PageNo, scratch: &mut Scratch) -> bool {
+        if self.fork_log.sealed.load(Acquire) {
+            if self.gate.wait_open(&self.mmu, SEAL) {
+                return false;
+            }
+            // The forking thread waits for something, perhaps for whoever faults here.
+            self.fork_log.sealed.store(false, Release);
+        }
         let serving = self.fork_log.serving.lock();
-        if !self.gate.is_closed() {
+        if !self.gate.is_drained() || self.fork_log.sealed.load(Acquire) {
+            drop(serving);
+            std::thread::yield_now();
             return false;
         }
         let state = self.entries.state(page);
@@ -84,7 +111,7 @@ impl<M: Mmu> Space<M> {
                 if device.copy_out(at.page, &mut scratch.pages[0]).is_err() {
                     // Poisoning and retries are for the open gate.
                     drop(serving);
-                    self.gate.wait_open(&self.mmu);
+                    self.gate.wait_open(&self.mmu, PAUSE);
                     return false;
                 }
                 &scratch.pages[..1]
@@ -96,11 +123,8 @@ impl<M: Mmu> Space<M> {
                     .with_frame(&frame, &mut |data| to.0.copy_from_slice(&data.0));
                 &scratch.pages[..1]
             }
-            // Somebody is still on the way out of the gate.
-            State::Migrating => {
-                std::thread::yield_now();
-                return false;
-            }
+            // Not while nobody is inside; if it were, this would be the way.
+            State::Migrating => return false,
             State::Poisoned => {
                 self.mmu.wake(one);
                 return true;
@@ -109,7 +133,7 @@ impl<M: Mmu> Space<M> {
         let next = self.fork_log.len.load(Acquire);
         if next == LOG {
             drop(serving);
-            self.gate.wait_open(&self.mmu);
+            self.gate.wait_open(&self.mmu, PAUSE);
             return false;
         }
         self.fork_log.pages[next].store(page.0, Release);
@@ -128,7 +152,7 @@ impl<M: Mmu> Space<M> {
         for page in self.fork_log.iter() {
             self.apply(page);
         }
-        self.fork_log.len.store(0, Release);
+        self.end_log();
         self.gate.open(&self.mmu);
         drop(serving);
         self.relieve();
@@ -137,11 +161,13 @@ impl<M: Mmu> Space<M> {
     /// Begins in the child of a fork, before it has a second thread.
     pub fn begin_in_child(&self) {
         self.gate.forget_threads();
+        self.fork_log.sealed.store(false, Release);
     }
 
     /// Ends a fork in the child, whose MMU has been set up anew, and where nothing but the engine's
     /// threads runs beside the caller.
     pub fn open_in_child(&self) {
+        let serving = self.fork_log.serving.lock();
         self.mmu.present(self.range(), &mut |mapped| {
             for page in mapped.iter() {
                 if matches!(self.state(page), State::System { .. }) {
@@ -154,10 +180,16 @@ impl<M: Mmu> Space<M> {
                 }
             }
         });
-        self.fork_log.len.store(0, Release);
+        self.end_log();
         self.set_gauges();
         self.gate.open(&self.mmu);
+        drop(serving);
         self.relieve();
+    }
+
+    fn end_log(&self) {
+        self.fork_log.len.store(0, Release);
+        self.fork_log.sealed.store(false, Release);
     }
 
     /// The child's counters begin at zero, but it has inherited memory.
@@ -187,11 +219,5 @@ impl<M: Mmu> Space<M> {
             State::Limbo(slot) => self.pool.put_free(self.pool.claim_limbo(slot)),
             _ => {}
         }
-    }
-}
-
-impl crate::gate::Gate {
-    fn wait_open<M: Mmu>(&self, mmu: &M) {
-        drop(self.enter_within(mmu, Duration::from_millis(100)));
     }
 }

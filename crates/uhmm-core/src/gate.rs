@@ -7,13 +7,23 @@
 //!
 //! # Protocol
 //!
-//! `closed` and the counts are a store-then-load pair on both sides (sequentially consistent):
-//! who enters counts itself in and then looks at `closed`; who closes sets `closed` and then looks
+//! A fork closes the gate in two steps, because application threads may fault while they are inside
+//! (their stacks may be managed), and internal threads may not:
+//!
+//! | phase | application threads | internal threads | ends when |
+//! | --- | --- | --- | --- |
+//! | open | enter | enter | a fork begins |
+//! | closing | are refused | enter, and serve those still inside | no application thread is inside |
+//! | draining | are refused | are refused | nobody is inside |
+//! | closed | are refused | are refused | the fork is done |
+//!
+//! The phase and the counts are a store-then-load pair on both sides (sequentially consistent):
+//! who enters counts itself in and then looks at the phase; who closes sets the phase and then looks
 //! at the counts. So one of the two sees the other. Counts are spread over cache lines, so that
 //! threads on different CPUs do not share one.
 //!
-//! Nobody waits for memory, for a fault, or for another page while inside, except for the end of
-//! a migration, whose owner is inside too and needs nothing from the waiter.
+//! Nobody waits for memory or for another page while inside, except for the end of a migration,
+//! whose owner is inside too and needs nothing from the waiter.
 
 use crate::mmu::Mmu;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -25,35 +35,48 @@ const SHARDS: usize = 16;
 #[repr(align(64))]
 struct Shard(AtomicU64);
 
+type Shards = [Shard; SHARDS];
+
+const OPEN: u64 = 0;
+const CLOSING: u64 = 1;
+const DRAINING: u64 = 2;
+const CLOSED: u64 = 3;
+
 /// See the module's head.
 #[derive(Default)]
 pub(crate) struct Gate {
-    shards: [Shard; SHARDS],
-    /// 1 while closed.
-    closed: AtomicU64,
+    /// Internal threads inside.
+    internal: Shards,
+    /// Application threads inside.
+    applications: Shards,
+    phase: AtomicU64,
+}
+
+/// A shard that is likely another one for another thread: stacks lie apart.
+fn shard(shards: &Shards) -> &AtomicU64 {
+    let here = 0u8;
+    let stack = std::ptr::from_ref(&here) as usize;
+    &shards[(stack >> 14 ^ stack >> 21) % SHARDS].0
 }
 
 impl Gate {
-    /// A shard that is likely another one for another thread: stacks lie apart.
-    fn shard(&self) -> &AtomicU64 {
-        let here = 0u8;
-        let stack = std::ptr::from_ref(&here) as usize;
-        &self.shards[(stack >> 14 ^ stack >> 21) % SHARDS].0
-    }
-
-    /// Enters, unless the gate is closed.
-    pub(crate) fn enter<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
-        let shard = self.shard();
+    fn pass<'a, M: Mmu>(&'a self, shards: &'a Shards, mmu: &'a M) -> Pass<'a, M> {
+        let shard = shard(shards);
         shard.fetch_add(1, SeqCst);
-        let pass = Pass {
+        Pass {
             shard,
             gate: self,
             mmu,
-        };
-        (self.closed.load(SeqCst) == 0).then_some(pass)
+        }
     }
 
-    /// Enters, waiting at most `patience` for the gate to open.
+    /// Enters, unless the gate is closed to internal threads.
+    pub(crate) fn enter<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
+        let pass = self.pass(&self.internal, mmu);
+        (self.phase.load(SeqCst) < DRAINING).then_some(pass)
+    }
+
+    /// Enters as an application thread, waiting at most `patience` for the gate to open.
     ///
     /// The wait is bounded because the forking thread takes locks of the C library after it has
     /// closed the gate: a thread that holds one of them and waits here must give up for the fork
@@ -65,46 +88,77 @@ impl Gate {
     ) -> Option<Pass<'a, M>> {
         let start = Instant::now();
         loop {
-            if let Some(pass) = self.enter(mmu) {
+            let pass = self.pass(&self.applications, mmu);
+            if self.phase.load(SeqCst) == OPEN {
                 return Some(pass);
             }
+            drop(pass);
             let rest = patience.checked_sub(start.elapsed())?;
-            mmu.wait(&self.closed, 1, rest);
+            self.wait_open(mmu, rest);
         }
     }
 
+    /// Waits at most `patience` for the gate to open; returns whether it has.
+    pub(crate) fn wait_open<M: Mmu>(&self, mmu: &M, patience: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            let seen = self.phase.load(SeqCst);
+            if seen == OPEN {
+                return true;
+            }
+            let Some(rest) = patience.checked_sub(start.elapsed()) else {
+                return false;
+            };
+            mmu.wait(&self.phase, seen, rest);
+        }
+    }
+
+    /// Whether internal threads are refused.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(SeqCst) != 0
+        self.phase.load(SeqCst) >= DRAINING
+    }
+
+    /// Whether the gate is closed and nobody is inside.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.phase.load(SeqCst) == CLOSED
     }
 
     /// Closes the gate and waits until nobody is inside. One closer at a time: a second one waits
     /// for the first to open.
     pub(crate) fn close<M: Mmu>(&self, mmu: &M) {
-        while self.closed.compare_exchange(0, 1, SeqCst, SeqCst).is_err() {
-            mmu.wait(&self.closed, 1, Duration::from_millis(10));
+        while let Err(seen) = self.phase.compare_exchange(OPEN, CLOSING, SeqCst, SeqCst) {
+            mmu.wait(&self.phase, seen, Duration::from_millis(10));
         }
-        for Shard(count) in &self.shards {
-            loop {
-                let inside = count.load(SeqCst);
-                if inside == 0 {
-                    break;
-                }
-                mmu.wait(count, inside, Duration::from_millis(1));
-            }
-        }
+        wait_out(&self.applications, mmu);
+        self.phase.store(DRAINING, SeqCst);
+        wait_out(&self.internal, mmu);
+        self.phase.store(CLOSED, SeqCst);
     }
 
     /// Opens the gate again.
     pub(crate) fn open<M: Mmu>(&self, mmu: &M) {
-        self.closed.store(0, SeqCst);
-        mmu.wake_waiters(&self.closed);
+        self.phase.store(OPEN, SeqCst);
+        mmu.wake_waiters(&self.phase);
     }
 
     /// Forgets, in the child of a fork that still has one thread, who was counted while trying to
     /// enter: they are not there.
     pub(crate) fn forget_threads(&self) {
-        for Shard(count) in &self.shards {
+        for Shard(count) in self.internal.iter().chain(&self.applications) {
             count.store(0, SeqCst);
+        }
+    }
+}
+
+/// Waits until nobody is inside whom `shards` count.
+fn wait_out<M: Mmu>(shards: &Shards, mmu: &M) {
+    for Shard(count) in shards {
+        loop {
+            let inside = count.load(SeqCst);
+            if inside == 0 {
+                break;
+            }
+            mmu.wait(count, inside, Duration::from_millis(1));
         }
     }
 }
@@ -119,7 +173,7 @@ pub(crate) struct Pass<'a, M: Mmu> {
 impl<M: Mmu> Drop for Pass<'_, M> {
     fn drop(&mut self) {
         let left = self.shard.fetch_sub(1, SeqCst) - 1;
-        if left == 0 && self.gate.is_closed() {
+        if left == 0 && self.gate.phase.load(SeqCst) != OPEN {
             self.mmu.wake_waiters(self.shard);
         }
     }

@@ -13,7 +13,8 @@
 //! - release: the current generation to 0, by the holder only.
 //!
 //! [`new_generation`] is called in the child, before it has a second thread. Waiting is spinning
-//! with a yield: sections under such a lock are short, without system calls.
+//! with a yield: sections that anybody waits for are short. (The hand of reclaim is held across moves,
+//! and nobody waits for it.)
 //!
 //! [generation]: new_generation
 

@@ -39,8 +39,6 @@ pub(crate) struct Pagemap<T> {
     /// One for each page in use, and one for the pagemap itself until it is killed.
     references: AtomicUsize,
     dying: AtomicBool,
-    /// The last copy in found the device full; cleared by every free.
-    full: AtomicBool,
     /// The first dead page's number plus one, or zero.
     graveyard: AtomicU64,
 }
@@ -58,7 +56,6 @@ impl<T: Deref<Target = [AtomicU64]>> Pagemap<T> {
             numbers: Bitmap::new(table(capacity.div_ceil(64))?, capacity),
             references: AtomicUsize::new(1),
             dying: AtomicBool::new(false),
-            full: AtomicBool::new(false),
             graveyard: AtomicU64::new(0),
         })
     }
@@ -94,7 +91,9 @@ impl<T: Deref<Target = [AtomicU64]>> Pagemap<T> {
                 stats.pages_peak.raise(stats.pages.add(1));
             }
             Err(error) => {
-                self.full.store(error == CopyInError::Full, Release);
+                if error == CopyInError::Dead {
+                    self.kill();
+                }
                 if let Some(number) = number {
                     self.numbers.give(number);
                 }
@@ -110,11 +109,6 @@ impl<T: Deref<Target = [AtomicU64]>> Pagemap<T> {
         let stored = self.device.stored_bytes();
         stats.stored_bytes.set(stored);
         stats.stored_bytes_peak.raise(stored);
-    }
-
-    /// Whether the last copy in found no room, and nothing has been freed since.
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Acquire) || self.is_dying()
     }
 
     /// Reads a page on which the caller holds a reference.
@@ -175,7 +169,6 @@ impl<T: Deref<Target = [AtomicU64]>> Pagemap<T> {
     fn free(&self, page: DevicePage, stats: &DeviceStats) {
         self.device.free(page);
         self.numbers.give(page.0 as usize);
-        self.full.store(false, Release);
         stats.pages.sub(1);
         self.put_pagemap();
     }

@@ -3,7 +3,7 @@
 //! These run on application threads: they settle entries by single compare-and-swaps, bury device
 //! pages instead of freeing them, and wait for nobody but the owner of a page in flight.
 
-use crate::addr::{PageData, PageNo, PageRange};
+use crate::addr::{FrameNo, PageData, PageNo, PageRange};
 use crate::entry::State;
 use crate::error::RangeError;
 use crate::frames::BLOCK;
@@ -50,6 +50,12 @@ impl<M: Mmu> Inside<'_, M> {
         if pages.start < range.start || pages.end() > range.end() {
             return Err(RangeError::NotManaged);
         }
+        self.drop_pages(pages);
+        Ok(())
+    }
+
+    fn drop_pages(&self, pages: PageRange) {
+        let space = self.space;
         let mut mapped = 0;
         space
             .entries
@@ -57,7 +63,6 @@ impl<M: Mmu> Inside<'_, M> {
         space.mmu.discard(pages);
         // Only now has the memory been given back.
         space.pool.uncharge(mapped, space.stats());
-        Ok(())
     }
 
     /// Makes the entry None; returns whether a mapped page is left to be dropped.
@@ -120,8 +125,7 @@ impl<M: Mmu> Inside<'_, M> {
                 _ => false,
             };
             let mut run = Run::collect(space, from, most, same);
-            let len = run.pages().len;
-            if len == 0 {
+            if run.pages().len == 0 {
                 match space.entries.state(from) {
                     State::None => return 1,
                     State::Migrating => space.entries.wait(from, &space.mmu),
@@ -129,9 +133,17 @@ impl<M: Mmu> Inside<'_, M> {
                 }
                 continue;
             }
-            // The other end is claimed too: it is fresh, and nobody touches it.
+            // The other end is claimed too. Nobody touches it, but a fault beside it may have brought
+            // in pages of zeros ahead of their use; those go.
             let fresh = |_, state| state == State::None;
-            let mut target = Run::collect(space, to, len, fresh);
+            let mut target = Run::collect(space, to, run.pages().len, fresh);
+            if target.pages().len == 0 {
+                drop(run);
+                self.drop_pages(PageRange::new(to, 1));
+                continue;
+            }
+            run.truncate(target.pages().len);
+            let len = run.pages().len;
             let moved = match first {
                 State::Private(at) => {
                     space.devices[usize::from(at.device)].change_owner(at.page, to);
@@ -157,9 +169,13 @@ impl<M: Mmu> Inside<'_, M> {
             if moved > 0 {
                 return moved;
             }
+            // What is mapped at a claimed entry that says None is not known to anyone.
+            space.mmu.discard(target.pages());
             drop((run, target));
-            if let State::Limbo(slot) = first {
-                return self.relocate_frame(from, slot, to);
+            if let State::Limbo(slot) = first
+                && self.relocate_frame(from, slot, to)
+            {
+                return 1;
             }
             std::thread::yield_now();
         }
@@ -185,12 +201,13 @@ impl<M: Mmu> Inside<'_, M> {
     }
 
     /// A frame in limbo that cannot be moved to a range that is not writable: its bytes are copied.
-    fn relocate_frame(&self, from: PageNo, slot: crate::addr::FrameNo, to: PageNo) -> usize {
+    /// `false`: look again.
+    fn relocate_frame(&self, from: PageNo, slot: FrameNo, to: PageNo) -> bool {
         let space = self.space;
         let mut run = Run::collect(space, from, 1, |_, state| state == State::Limbo(slot));
         let mut target = Run::collect(space, to, 1, |_, state| state == State::None);
         if run.first().is_none() || target.first().is_none() {
-            return 0;
+            return false;
         }
         let frame = space.pool.claim_limbo(slot);
         let mut data = [PageData::ZERO];
@@ -198,12 +215,12 @@ impl<M: Mmu> Inside<'_, M> {
             .mmu
             .with_frame(&frame, &mut |bytes| data[0].0.copy_from_slice(&bytes.0));
         if space.mmu.copy(&data, to).pages == 0 {
-            return 0;
+            return false;
         }
         space.pool.charge_existing(1, space.stats());
         target.settle(1, |_| State::System { referenced: false });
         run.settle(1, |_| State::None);
         space.pool.put_free(frame);
-        1
+        true
     }
 }

@@ -13,6 +13,8 @@ pub struct Attributes {
     pub protection: u32,
     /// A child of a fork finds the region empty.
     pub wipe_on_fork: bool,
+    /// A child of a fork does not have the region.
+    pub not_in_child: bool,
     /// The pages are not ours to manage: something else was mapped over them.
     pub foreign: bool,
 }
@@ -204,6 +206,7 @@ mod tests {
     const PLAIN: Attributes = Attributes {
         protection: 3,
         wipe_on_fork: false,
+        not_in_child: false,
         foreign: false,
     };
     const READ: Attributes = Attributes {

@@ -4,6 +4,7 @@ pub mod abi;
 pub mod child;
 pub mod end;
 pub mod engine;
+pub mod files;
 pub mod mapping;
 pub mod mmu;
 pub mod probe;

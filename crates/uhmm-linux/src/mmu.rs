@@ -30,8 +30,11 @@ pub const FEATURES: u64 = UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64;
 /// How often a move that met a race is tried again before the caller hears of it.
 const RACES: usize = 16;
 
-/// The lowest descriptor number for the userfaultfd, if the limit on open files allows.
-const HIGH_FD: i32 = 900;
+/// The lowest descriptor number for the userfaultfd: high, if the limit on open files allows.
+fn high_fd() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(900, |limit| limit.saturating_sub(1).min(900) as i32)
+}
 
 /// Why the real MMU could not be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +89,7 @@ impl LinuxMmu {
     pub fn new(budget_pages: usize, stats: Slot, exhausted: fn()) -> Result<Self, SetupError> {
         let uffd = Uffd::open(FEATURES)
             .map_err(SetupError::Open)?
-            .moved_up(HIGH_FD);
+            .moved_up(high_fd());
         let mut last = Errno::NOMEM;
         let space = SPACES.into_iter().find_map(|len| {
             Mapping::anonymous(len, c"uhmm-space")
@@ -150,10 +153,7 @@ impl LinuxMmu {
     /// [`SetupError`].
     pub fn set_up_in_child(&self) -> Result<(), SetupError> {
         let _ = self.stats.reclaim_after_fork();
-        let uffd = Uffd::open(FEATURES).map_err(SetupError::Open)?;
-        self.uffd
-            .replace(uffd)
-            .map_err(|errno| SetupError::Open(OpenError::Open(errno)))?;
+        self.uffd.renew(FEATURES).map_err(SetupError::Open)?;
         self.register_pool()
     }
 
@@ -221,10 +221,59 @@ impl LinuxMmu {
                 Some(Errno::INVAL) if len > 1 => return (result, Verdict::Halve),
                 Some(Errno::INVAL) => Stop::Protected,
                 Some(Errno::BUSY) => Stop::Busy,
-                Some(Errno::EXIST) => Stop::Present,
+                Some(Errno::EXIST) => {
+                    let moved = self.moved_all_the_same(from + offset, to + offset, len);
+                    if moved > 0 {
+                        let bytes = moved * PAGE_SIZE;
+                        return (Done { bytes, ..result }, Verdict::Again);
+                    }
+                    Stop::Present
+                }
                 Some(Errno::NOENT) => Stop::Absent,
                 Some(Errno::NOMEM) => Stop::NoMemory,
                 Some(Errno::SRCH) => Stop::Unmapped,
+                Some(_) => Stop::Changing,
+            };
+            (result, Verdict::Stop(stop))
+        })
+    }
+
+    /// How many pages a move has moved, of which it says that the first met a page in its way.
+    ///
+    /// A move that meets a race with the kernel's own page migration (seen on Linux 6.18 while
+    /// memory was being compacted) is tried again inside the kernel; pages that the first try had
+    /// moved are then in its own way, and are not counted. Believing the call would lose them. The
+    /// core moves pages only to where there is none, so a page that is at the destination and not
+    /// at the source has been moved by this very call.
+    fn moved_all_the_same(&self, from: usize, to: usize, pages: usize) -> usize {
+        let there = match first_present(to, pages) {
+            Some(there) if there.start == to => there.len() / PAGE_SIZE,
+            _ => 0,
+        };
+        let moved = match first_present(from, there) {
+            Some(left) => (left.start - from) / PAGE_SIZE,
+            None => there,
+        };
+        if moved > 0 {
+            // The kernel did not get as far as waking who waits for them.
+            let _ = self.uffd.wake(to..to + moved * PAGE_SIZE);
+        }
+        moved
+    }
+
+    /// Copies pages to missing ones, all within one mapping.
+    fn copy_within(&self, from: &[PageData], at: PageNo) -> Progress {
+        drive(from.len(), |done, len| {
+            let pages = &from[done..done + len];
+            // SAFETY: pages are plain bytes, one after the other.
+            let data =
+                unsafe { std::slice::from_raw_parts(pages.as_ptr().cast::<u8>(), len * PAGE_SIZE) };
+            let result = self.uffd.copy(data, at.address() + done * PAGE_SIZE);
+            let stop = match result.stopped {
+                None => return (result, Verdict::Done),
+                Some(Errno::EXIST) => Stop::Present,
+                Some(Errno::NOMEM) => Stop::NoMemory,
+                Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Stop::Unmapped,
                 Some(_) => Stop::Changing,
             };
             (result, Verdict::Stop(stop))
@@ -240,6 +289,17 @@ impl LinuxMmu {
 
 fn bytes(pages: PageRange) -> Range<usize> {
     pages.start.address()..pages.end().address()
+}
+
+/// The first range of present bytes within `pages` pages from `address` on.
+fn first_present(address: usize, pages: usize) -> Option<Range<usize>> {
+    let mut first = None;
+    let range = address..address + pages * PAGE_SIZE;
+    let scanned = pagemap::scan(range, pagemap::PRESENT | pagemap::SWAPPED, |found, _| {
+        first.get_or_insert(found);
+    });
+    debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
+    first
 }
 
 /// What to do after a call that did not do all.
@@ -308,23 +368,16 @@ impl Mmu for LinuxMmu {
     }
 
     fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
-        let source = from.as_ptr().cast::<u8>();
-        drive(from.len(), |done, len| {
-            let offset = done * PAGE_SIZE;
-            // SAFETY: within `from`, which is plain bytes.
-            let data = unsafe { std::slice::from_raw_parts(source.add(offset), len * PAGE_SIZE) };
-            let result = self.uffd.copy(data, at.address() + offset);
-            let stop = match result.stopped {
-                None => return (result, Verdict::Done),
-                // The range may end within these pages.
-                Some(Errno::NOENT) if len > 1 => return (result, Verdict::Halve),
-                Some(Errno::EXIST) => Stop::Present,
-                Some(Errno::NOMEM) => Stop::NoMemory,
-                Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Stop::Unmapped,
-                Some(_) => Stop::Changing,
-            };
-            (result, Verdict::Stop(stop))
-        })
+        let progress = self.copy_within(from, at);
+        if from.len() == 1 || progress != Progress::stopped(0, Stop::Unmapped) {
+            return progress;
+        }
+        // A mapping ends within these pages. Only the first is sure to be in it: beyond its end is
+        // somebody else's mapping, or nobody's, and nothing may be put there.
+        match self.copy_within(&from[..1], at) {
+            Progress { pages: 1, .. } => Progress::stopped(1, Stop::Unmapped),
+            nothing => nothing,
+        }
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {

@@ -141,3 +141,11 @@ pub fn content(seed: u64, page: u64, version: u32, to: &mut PageData) {
     let kind = rng.pick(&PageKind::ALL);
     kind.fill(&mut rng, to);
 }
+
+/// The first byte in which two pages differ.
+pub(crate) fn first_difference(a: &PageData, b: &PageData) -> Option<usize> {
+    if a.0 == b.0 {
+        return None;
+    }
+    (0..PAGE_SIZE).find(|&i| a.0[i] != b.0[i])
+}

@@ -1,6 +1,6 @@
 //! The flat-memory oracle: what each page must hold, known without asking uhmm.
 
-use crate::content::content;
+use crate::content::{content, first_difference};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use uhmm_core::addr::PageData;
@@ -53,7 +53,7 @@ impl Oracle {
         let version = self.versions[page].load(SeqCst);
         let mut expected = PageData::ZERO;
         content(self.seed, page as u64, version, &mut expected);
-        let Some(offset) = (0..expected.0.len()).find(|&i| expected.0[i] != found.0[i]) else {
+        let Some(offset) = first_difference(&expected, found) else {
             return Ok(());
         };
         let older = (0..version).rev().take(64).find(|&older| {

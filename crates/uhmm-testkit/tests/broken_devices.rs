@@ -50,7 +50,7 @@ impl Device for Table {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             kind: "table",
-            capacity_pages: 1000,
+            capacity_pages: 400,
         }
     }
 

@@ -27,6 +27,7 @@ struct Forking {
 pub(crate) fn register(space: &Arc<Inner>) {
     static HOOKS: Once = Once::new();
     HOOKS.call_once(|| {
+        uhmm_linux::files::prepare();
         // SAFETY: the three hooks are functions of this library, which is never unloaded.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     });
@@ -40,7 +41,13 @@ extern "C" fn prepare() {
     let spaces: Vec<_> = SPACES.lock().iter().filter_map(Weak::upgrade).collect();
     for space in &spaces {
         space.core.close_for_fork();
-        space.memory.hold_stack();
+    }
+    // In all spaces nothing leaves RAM any more: what is touched now stays.
+    for space in &spaces {
+        space.memory.hold_for_fork();
+    }
+    for space in &spaces {
+        space.core.seal_for_fork();
     }
     if !spaces.is_empty() {
         *FORKING.lock() = Some(Forking { spaces, signals });

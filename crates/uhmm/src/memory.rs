@@ -19,6 +19,17 @@ use uhmm_linux::signals::Blocked;
 /// What a program may do with a range: read, write, execute.
 pub use uhmm_linux::protection::MprotectFlags as Protection;
 
+/// What a range of the space is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Pages of the space, perhaps beside foreign ones.
+    Managed,
+    /// Something else that was mapped over the space.
+    Foreign,
+    /// Not all of it is mapped.
+    Holes,
+}
+
 /// Ranges of this many bytes or more start at a multiple of it, as page tables like it.
 const BIG: usize = 2 << 20;
 
@@ -138,7 +149,9 @@ impl Memory {
         Ok(())
     }
 
-    /// Unmaps whatever is mapped in the range.
+    /// Unmaps whatever is mapped in the range. A later touch is a SIGSEGV, with the code of memory
+    /// that may not be touched (`SEGV_ACCERR`), not of memory that is not there (`SEGV_MAPERR`):
+    /// the address range stays the space's.
     ///
     /// # Errors
     /// `InvalidInput` for a range that is not of pages of the space.
@@ -210,23 +223,49 @@ impl Memory {
     /// Whether a child of a fork finds a range empty.
     ///
     /// # Errors
-    /// As [`Memory::protect`].
+    /// As [`Memory::protect`], but what is mapped is changed.
     pub fn wipe_on_fork(&self, address: usize, len: usize, wipe: bool) -> io::Result<()> {
-        let mut call = self.call()?;
-        let pages = self.pages(address, len, &call.regions)?;
-        if !call.regions.covers(pages) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        call.regions
-            .change(pages, |attributes| attributes.wipe_on_fork = wipe);
-        Ok(())
+        self.change(address, len, |attributes| attributes.wipe_on_fork = wipe)
     }
 
-    /// Whether every page of a range is mapped and managed.
-    pub fn is_managed(&self, address: usize, len: usize) -> bool {
-        let Ok(call) = self.call() else { return false };
-        self.pages(address, len, &call.regions).is_ok_and(|pages| {
-            call.regions.covers(pages) && call.regions.pieces(pages).all(|(_, a)| !a.foreign)
+    /// Whether a child of a fork does not have a range at all.
+    ///
+    /// # Errors
+    /// As [`Memory::wipe_on_fork`].
+    pub fn leave_out_of_fork(&self, address: usize, len: usize, leave: bool) -> io::Result<()> {
+        self.change(address, len, |attributes| attributes.not_in_child = leave)
+    }
+
+    fn change(
+        &self,
+        address: usize,
+        len: usize,
+        change: impl Fn(&mut Attributes),
+    ) -> io::Result<()> {
+        let mut call = self.call()?;
+        let pages = self.pages(address, len, &call.regions)?;
+        call.regions.change(pages, change);
+        if call.regions.covers(pages) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
+    }
+
+    /// What a range is made of.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a range that is not of pages of the space.
+    pub fn contents(&self, address: usize, len: usize) -> io::Result<Contents> {
+        let call = self.call()?;
+        let pages = self.pages(address, len, &call.regions)?;
+        if !call.regions.covers(pages) {
+            return Ok(Contents::Holes);
+        }
+        let mut foreign = call.regions.pieces(pages).map(|(_, a)| a.foreign);
+        Ok(match (foreign.next(), foreign.next()) {
+            (Some(true), None) => Contents::Foreign,
+            _ => Contents::Managed,
         })
     }
 
@@ -336,26 +375,48 @@ impl Memory {
         }
     }
 
-    /// Empties what a child is to find empty.
+    /// Empties what a child is to find empty, and unmaps what it is not to find.
     pub(crate) fn wipe_in_child(&self) -> io::Result<()> {
-        let call = self.call()?;
-        for (piece, attributes) in call.regions.pieces(call.regions.range()) {
-            if attributes.wipe_on_fork && !attributes.foreign {
+        let mut call = self.call()?;
+        let all = call.regions.range();
+        let special = |attributes: &Attributes| attributes.wipe_on_fork || attributes.not_in_child;
+        let pieces: Vec<_> = call
+            .regions
+            .pieces(all)
+            .filter(|(_, attributes)| special(attributes) && !attributes.foreign)
+            .collect();
+        for (piece, attributes) in pieces {
+            if attributes.not_in_child {
+                self.clear(&mut call, piece)?;
+            } else {
                 call.inside.discard(piece).map_err(to_io)?;
             }
         }
         Ok(())
     }
 
-    /// Makes sure that the next calls of this thread do not fault on its own stack, if that is
-    /// managed: in the child of a fork nobody would serve the fault.
-    pub(crate) fn hold_stack(&self) {
-        const DEPTH: usize = 16;
+    /// Brings in what a fork touches in the child before anybody serves faults there, as far as it
+    /// is managed: this thread's stack and its descriptor (which lies on the stack that a program
+    /// gives to a thread), and the C library's open files, whose locks it makes anew.
+    pub(crate) fn hold_for_fork(&self) {
+        /// Pages of the stack from here on downwards, and upwards.
+        const DEPTH: usize = 16 * PAGE_SIZE;
+        const HEIGHT: usize = 4 * PAGE_SIZE;
+        /// The descriptor, and some of what stands beside it.
+        const DESCRIPTOR: usize = PAGE_SIZE;
         let here = 0u8;
-        let address = std::ptr::from_ref(&here) as usize;
-        if self.touches(address, 1) {
-            let top = PageNo::containing(address).0 as usize;
-            for page in top - DEPTH..=top {
+        let here = std::ptr::from_ref(&here) as usize;
+        self.hold(here.saturating_sub(DEPTH), DEPTH + HEIGHT);
+        // SAFETY: has no preconditions. The descriptor's address is what identifies a thread.
+        let descriptor = unsafe { libc::pthread_self() } as usize;
+        self.hold(descriptor - DESCRIPTOR, 2 * DESCRIPTOR);
+        uhmm_linux::files::each_open_file(|address, len| self.hold(address, len));
+    }
+
+    fn hold(&self, address: usize, len: usize) {
+        let last = address.saturating_add(len - 1);
+        for page in address / PAGE_SIZE..=last / PAGE_SIZE {
+            if self.core.range().contains(PageNo(page as u64)) {
                 self.core.mmu().touch(PageNo(page as u64));
             }
         }
@@ -366,6 +427,7 @@ fn attributes(protection: Protection) -> Attributes {
     Attributes {
         protection: MprotectFlags::bits(&protection),
         wipe_on_fork: false,
+        not_in_child: false,
         foreign: false,
     }
 }

@@ -38,8 +38,8 @@ pub const KINDS: &[DeviceKind] = &[
     },
 ];
 
-/// The most bytes that one device can have: page numbers have 32 bits.
-const MAX_CAPACITY: u64 = u32::MAX as u64 * PAGE_SIZE as u64;
+/// The most bytes that one device can have: its page numbers have 29 bits.
+const MAX_CAPACITY: u64 = uhmm_core::entry::MAX_DEVICE_PAGES as u64 * PAGE_SIZE as u64;
 
 /// A device to be built: its kind and its size.
 ///

@@ -30,7 +30,7 @@ fn assert_holds(device: &Lz4Device, page: u32, expected: &PageData) {
 
 #[test]
 fn conforms() {
-    conformance(&Lz4Device::new(8 * MIB));
+    conformance(&Lz4Device::new(4 * MIB));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn conforms_when_small() {
 
 #[test]
 fn conforms_after_it_was_trimmed() {
-    let device = Lz4Device::new(4 * MIB);
+    let device = Lz4Device::new(2 * MIB);
     conformance(&device);
     device.trim();
     assert_eq!(device.held_bytes(), 0);

@@ -6,7 +6,7 @@ use uhmm_testkit::conformance;
 
 #[test]
 fn conforms() {
-    conformance(&MirrorDevice::new(8 << 20));
+    conformance(&MirrorDevice::new(4 << 20));
 }
 
 #[test]

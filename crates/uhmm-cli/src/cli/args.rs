@@ -1,6 +1,7 @@
 //! The command line, and its help.
 
 use super::failure::say;
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ pub enum Verb {
     Devices,
     /// Check what this machine and this user can do, and say how to mend what is missing
     Doctor,
+    Bench(BenchArgs),
 }
 
 /// Run a program with a limit on its RAM, and its cold pages on devices
@@ -82,6 +84,37 @@ Signals:
 Examples:
   uhmm run --ram 64M --device lz4 -- sort -S 1G big.txt
   uhmm run --ram 1G --device lz4:50% --stats stats.json --quiet -- ./server --port 80";
+
+/// Measure what page faults and migration cost here, each beside its floor
+///
+/// A floor is what the bare primitive costs (the kernel's own fault, the smallest userfaultfd loop,
+/// memcpy), measured in turns with ours in the same run. Figures are medians; `ratio` is value over
+/// floor, and `spread` is the distance between the quartiles as a share of the value. What is read
+/// back is checked.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = BENCH_HELP)]
+pub struct BenchArgs {
+    /// The benchmarks to run [default: all]
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(uhmm_bench::names()))]
+    pub names: Vec<String>,
+
+    /// Print one JSON object a line: name, unit, value, floor, ratio, spread
+    #[arg(long)]
+    pub json: bool,
+
+    /// Use less memory and fewer repeats: for a look, not for figures to keep
+    #[arg(long)]
+    pub quick: bool,
+}
+
+const BENCH_HELP: &str = "\
+Exit status:
+  0; 1 if a page is read back with wrong content; 2 for wrong use, or a machine that cannot do it
+
+Examples:
+  uhmm bench --quick
+  uhmm bench fault_private_mirror fault_private_lz4
+  uhmm bench --json > figures.json";
 
 /// Prints the help that was asked for, or says in one line what is wrong with the arguments.
 pub fn explain(error: &clap::Error) -> ExitCode {
@@ -149,6 +182,7 @@ mod tests {
             (&["run", "--rem", "1M", "--", "true"], "'--rem'"),
             (&["run", "--ram"], "'--ram <SIZE>'"),
             (&["walk"], "'walk'"),
+            (&["bench", "frist_touch"], "'first_touch'"),
         ] {
             let error = Args::try_parse_from([&["uhmm"], arguments].concat()).unwrap_err();
             let line = one_line(&error.to_string());

@@ -5,11 +5,11 @@
 use dlmalloc::{Allocator, Dlmalloc};
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
-use uhmm_core::lock::Lock;
+use uhmm_core::lock::{Guard, Lock};
 use uhmm_linux::mapping::Mapping;
 
 /// Sizes of the range that are tried, in bytes: the address space may be limited.
-const RANGES: [usize; 4] = [256 << 30, 32 << 30, 4 << 30, 512 << 20];
+const RANGES: [usize; 6] = [256 << 30, 32 << 30, 4 << 30, 512 << 20, 64 << 20, 8 << 20];
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static LEN: AtomicUsize = AtomicUsize::new(0);
@@ -104,7 +104,45 @@ unsafe impl Allocator for &'static Shared {
     }
 }
 
-static HEAP: Lock<Dlmalloc<&'static Shared>> = Lock::new(Dlmalloc::new_with_allocator(&SOURCE));
+type Heap = Dlmalloc<&'static Shared>;
+
+static HEAP: Lock<Heap> = Lock::new(Dlmalloc::new_with_allocator(&SOURCE));
+
+/// The heap's lock during a fork, held by the forking thread, so that the child gets a whole heap.
+static HELD: Lock<Option<Guard<'static, Heap>>> = Lock::new(None);
+
+/// The forking thread, while [`HELD`] holds the lock; else zero.
+static FORKING: AtomicUsize = AtomicUsize::new(0);
+
+fn this_thread() -> usize {
+    // SAFETY: has no preconditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+fn with_heap<R>(work: impl FnOnce(&mut Heap) -> R) -> R {
+    if FORKING.load(Relaxed) == this_thread()
+        && let Some(heap) = &mut *HELD.lock()
+    {
+        return work(heap);
+    }
+    work(&mut HEAP.lock())
+}
+
+/// Keeps the heap whole in the children of forks. To be called before any other hook for forks is
+/// set that allocates from here or needs those who do: hooks *before* a fork run in reverse order.
+pub fn hold_during_forks() {
+    extern "C" fn prepare() {
+        let heap = HEAP.lock();
+        *HELD.lock() = Some(heap);
+        FORKING.store(this_thread(), Relaxed);
+    }
+    extern "C" fn end() {
+        FORKING.store(0, Relaxed);
+        drop(HELD.lock().take());
+    }
+    // SAFETY: functions of this library, which is never unloaded.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(end), Some(end)) };
+}
 
 /// The library's own allocator.
 pub struct Internal;
@@ -115,26 +153,23 @@ static GLOBAL: Internal = Internal;
 // SAFETY: dlmalloc is an allocator; the lock gives it to one thread at a time.
 unsafe impl GlobalAlloc for Internal {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the heap is ours alone while locked.
-        unsafe { HEAP.lock().malloc(layout.size(), layout.align()) }
+        // SAFETY: the heap is ours alone meanwhile.
+        with_heap(|heap| unsafe { heap.malloc(layout.size(), layout.align()) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { HEAP.lock().calloc(layout.size(), layout.align()) }
+        with_heap(|heap| unsafe { heap.calloc(layout.size(), layout.align()) })
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: as above; the caller got `pointer` from here with this layout.
-        unsafe { HEAP.lock().free(pointer, layout.size(), layout.align()) }
+        with_heap(|heap| unsafe { heap.free(pointer, layout.size(), layout.align()) })
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as above.
-        unsafe {
-            HEAP.lock()
-                .realloc(pointer, layout.size(), layout.align(), size)
-        }
+        with_heap(|heap| unsafe { heap.realloc(pointer, layout.size(), layout.align(), size) })
     }
 }
 

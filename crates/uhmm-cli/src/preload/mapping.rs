@@ -8,7 +8,7 @@ use super::calls::{FAILED, address, status, system};
 use super::start::memory;
 use libc::{c_int, c_void, off_t, size_t};
 use std::io;
-use uhmm::memory::{Memory, Protection};
+use uhmm::memory::{Contents, Memory, Protection};
 
 const PAGE: usize = 4096;
 
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn mmap(
     ];
     // SAFETY: the caller's own call.
     let kernel = || unsafe { system(libc::SYS_mmap, arguments) } as *mut c_void;
-    let Some(memory) = memory() else {
+    let Some(memory) = memory().filter(|_| len > 0) else {
         return kernel();
     };
     let fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
@@ -208,15 +208,19 @@ pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) ->
         return kernel();
     };
     let start = at as usize;
-    if !start.is_multiple_of(PAGE) {
-        return status(Err(io::ErrorKind::InvalidInput.into()));
-    }
+    let contents = match memory.contents(start, len) {
+        Ok(Contents::Foreign) => return kernel(),
+        Ok(contents) => contents,
+        Err(error) => return status(Err(error)),
+    };
     match advice {
         libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_DONTNEED_LOCKED => {
             status(memory.discard(start, len))
         }
         libc::MADV_WIPEONFORK => status(memory.wipe_on_fork(start, len, true)),
         libc::MADV_KEEPONFORK => status(memory.wipe_on_fork(start, len, false)),
+        libc::MADV_DONTFORK => status(memory.leave_out_of_fork(start, len, true)),
+        libc::MADV_DOFORK => status(memory.leave_out_of_fork(start, len, false)),
         libc::MADV_NORMAL
         | libc::MADV_RANDOM
         | libc::MADV_SEQUENTIAL
@@ -229,7 +233,10 @@ pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) ->
         | libc::MADV_DONTDUMP
         | libc::MADV_COLD
         | libc::MADV_PAGEOUT
-        | libc::MADV_COLLAPSE => 0,
+        | libc::MADV_COLLAPSE => match contents {
+            Contents::Holes => status(Err(io::ErrorKind::OutOfMemory.into())),
+            _ => 0,
+        },
         libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => kernel(),
         _ => status(Err(io::ErrorKind::InvalidInput.into())),
     }
@@ -290,11 +297,18 @@ pub unsafe extern "C" fn munlock(at: *const c_void, len: size_t) -> c_int {
 unsafe fn lock(at: *const c_void, len: size_t, number: libc::c_long, flags: c_int) -> c_int {
     let start = at as usize & !(PAGE - 1);
     let end = (at as usize).saturating_add(len);
-    match managed(start as *mut c_void, end - start) {
-        Some(memory) if memory.is_managed(start, end - start) => 0,
-        Some(_) => status(Err(io::ErrorKind::OutOfMemory.into())),
+    let contents = managed(start as *mut c_void, end - start)
+        .map_or(Ok(Contents::Foreign), |memory| {
+            memory.contents(start, end - start)
+        });
+    match contents {
+        Ok(Contents::Managed) => 0,
+        Ok(Contents::Holes) => status(Err(io::ErrorKind::OutOfMemory.into())),
+        Err(error) => status(Err(error)),
         // SAFETY: the caller's own call.
-        None => unsafe { system(number, [at as usize, len, flags as usize, 0, 0, 0]) as c_int },
+        Ok(Contents::Foreign) => unsafe {
+            system(number, [at as usize, len, flags as usize, 0, 0, 0]) as c_int
+        },
     }
 }
 

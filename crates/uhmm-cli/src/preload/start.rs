@@ -64,6 +64,8 @@ fn build() -> Result<Option<Space>, Box<dyn std::error::Error>> {
     let (Some(ram), Some(devices)) = (get("UHMM_RAM"), get("UHMM_DEVICES")) else {
         return Ok(None);
     };
+    // Before the space sets its own hooks.
+    internal::hold_during_forks();
     let mut builder = Builder::new(ram.parse()?);
     for spec in DeviceSpec::parse_list(&devices, u64::MAX)? {
         builder = builder.device(spec.build());

@@ -27,73 +27,57 @@ impl Queue {
     }
 }
 
-/// What became of a page in limbo.
-enum Cleaned {
-    Stored,
-    /// No device has room.
-    Full,
-    /// It was touched, or is in somebody's hands.
-    Gone,
-}
-
 impl<M: Mmu> Space<M> {
-    /// Stores the block that has been in limbo longest on a device. `None`: there is none;
-    /// `Some(false)`: no device has room.
-    pub(super) fn clean_block(&self) -> Option<bool> {
-        let block = self.reclaim.queue.lock().blocks.pop_front()?;
-        let (mut full, mut done) = (false, false);
+    /// Stores what can be stored of the block that has been in limbo longest; returns whether any
+    /// page was, or the block was done with.
+    pub(super) fn clean_block(&self) -> bool {
+        let Some(block) = self.reclaim.queue.lock().blocks.pop_front() else {
+            return false;
+        };
+        let mut stored = false;
         let mut bits = self.pool.in_limbo(block);
-        while bits != 0 && !full {
+        while bits != 0 {
             let slot = first_slot(block).plus(bits.trailing_zeros() as usize);
             bits &= bits - 1;
-            match self.clean(self.pool.owner(slot), State::Limbo(slot)) {
-                Cleaned::Stored => done = true,
-                Cleaned::Full => full = true,
-                Cleaned::Gone => {}
-            }
+            stored |= self.clean(self.pool.owner(slot), State::Limbo(slot));
         }
         self.pool.shed(block, self.stats(), |slot, len| {
             self.mmu.drop_frames(slot, len)
         });
         let mut queue = self.reclaim.queue.lock();
-        if self.pool.in_limbo(block) == 0 {
-            self.reclaim.limbo_slots.fetch_sub(BLOCK, Relaxed);
-            queue.busy[block as usize] = false;
-            self.pool.reconsider(block);
-        } else if full {
-            queue.blocks.push_front(block);
-        } else {
-            // Some page was in a fault's hands just now.
+        if self.pool.in_limbo(block) != 0 {
+            // Some page found no room, or was in a fault's hands just now.
             queue.blocks.push_back(block);
+            return stored;
         }
-        Some(done || !full)
+        self.reclaim.limbo_slots.fetch_sub(BLOCK, Relaxed);
+        queue.busy[block as usize] = false;
+        self.pool.reconsider(block);
+        true
     }
 
-    /// Copy, install, finalize: one page from limbo to a device.
-    fn clean(&self, page: PageNo, expected: State) -> Cleaned {
+    /// Copy, install, finalize: one page from limbo to a device. `false`: no device has room, or the
+    /// page was touched, or is in somebody's hands.
+    fn clean(&self, page: PageNo, expected: State) -> bool {
         let mut run = Run::collect(self, page, 1, |_, state| state == expected);
         let Some(State::Limbo(slot)) = run.first() else {
-            return Cleaned::Gone;
+            return false;
         };
         let frame = self.pool.claim_limbo(slot);
         let mut stored = Err(CopyInError::Full);
         self.mmu
             .with_frame(&frame, &mut |data| stored = self.store(page, data));
-        match stored {
-            Ok(at) => {
-                run.settle(1, |_| State::Private(at));
-                self.pool.put_free(frame);
-                Cleaned::Stored
-            }
-            // Dropping the run leaves the page in limbo, with the frame.
-            Err(_) => Cleaned::Full,
-        }
+        // Without room, dropping the run leaves the page in limbo, with the frame.
+        let Ok(at) = stored else { return false };
+        run.settle(1, |_| State::Private(at));
+        self.pool.put_free(frame);
+        true
     }
 
     /// Stores a page on the first device that takes it.
     pub(super) fn store(&self, page: PageNo, data: &PageData) -> Result<DeviceAddr, CopyInError> {
         for (i, device) in self.devices.iter().enumerate() {
-            if device.is_full() {
+            if device.is_dying() {
                 continue;
             }
             let device_index = i as u8;

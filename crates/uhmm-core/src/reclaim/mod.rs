@@ -22,9 +22,10 @@
 //! to the reclaimer that popped it, and is marked busy all that time: its slots may empty meanwhile,
 //! but it is not used again before its pages have been looked at.
 //!
-//! A fault that finds no RAM waits for the reclaimer (outside the gate, nothing claimed). When a
-//! wait has seen no progress for [`PATIENCE`], because no device has room and nothing can be
-//! unmapped, [`Mmu::out_of_memory`] ends it (R19).
+//! A fault that finds no RAM waits for the reclaimer (outside the gate, nothing claimed). When that
+//! has come to nothing for [`PATIENCE`], because no device has room or nothing can be unmapped,
+//! [`Mmu::out_of_memory`] ends it (R19). What is counted is the reclaimer's own tries, not the time
+//! on the clock: a process that was stopped meanwhile has not been starving.
 
 mod clean;
 mod unmap;
@@ -37,11 +38,15 @@ use crate::mmu::Mmu;
 use crate::space::Space;
 use clean::Queue;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use unmap::Hand;
 
-/// How long faults wait without any progress before the process is told that it is out of memory.
+/// How long faults wait without any progress before the process is told that it is out of memory:
+/// in tries, each followed by a [`PAUSE`].
 pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The reclaimer's rest after a step that came to nothing.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Watermarks, and the words that threads sleep on.
 pub(crate) struct Pressure {
@@ -102,9 +107,11 @@ impl Reclaim {
 pub enum Step {
     /// There is enough RAM, or a fork is going on.
     Idle,
-    /// Something was done.
-    Worked,
-    /// RAM is wanted, and nothing could be done: no device has room, or nothing can be unmapped.
+    /// Pages were stored on a device.
+    Cleaned,
+    /// Nothing was in limbo; now there is something, or the search for it goes on.
+    Unmapped,
+    /// RAM is wanted, and none was won: no device has room, or nothing can be unmapped.
     Stuck,
 }
 
@@ -137,33 +144,34 @@ impl<M: Mmu> Space<M> {
 
     /// Runs reclaim until `stop`. For one internal thread.
     pub fn run_reclaimer(&self, stop: &AtomicBool) {
+        let pressure = &self.reclaim.pressure;
         let mut scratch = Scratch::default();
-        let mut stuck_since = None;
+        let mut in_vain = Duration::ZERO;
         while !stop.load(Acquire) {
-            match self.reclaim(&mut scratch) {
-                Step::Worked => {
-                    stuck_since = None;
-                    self.wake_ram_waiters();
-                }
+            let step = self.reclaim(&mut scratch);
+            if self.pool.available() > 0 || step == Step::Cleaned {
+                in_vain = Duration::ZERO;
+                self.wake_ram_waiters();
+            }
+            match step {
+                Step::Cleaned | Step::Unmapped => {}
                 Step::Idle => {
-                    stuck_since = None;
-                    self.wake_ram_waiters();
-                    self.reclaim.pressure.wanted.store(0, SeqCst);
-                    if self.pool.available() >= self.reclaim.pressure.low || self.gate.is_closed() {
+                    pressure.wanted.store(0, SeqCst);
+                    if self.pool.available() >= pressure.low || self.gate.is_closed() {
                         self.mmu
-                            .wait(&self.reclaim.pressure.wanted, 0, Duration::from_millis(100));
+                            .wait(&pressure.wanted, 0, Duration::from_millis(100));
                     }
                 }
                 Step::Stuck => {
-                    let since = *stuck_since.get_or_insert_with(Instant::now);
-                    let starving = self.reclaim.pressure.waiters.load(SeqCst) > 0;
-                    if starving && self.pool.available() == 0 && since.elapsed() > PATIENCE {
-                        self.mmu.out_of_memory();
-                        stuck_since = None;
-                    }
                     // Nothing wakes this wait: the word does not move. It only passes time.
-                    self.mmu
-                        .wait(&self.reclaim.pressure.wanted, 1, Duration::from_millis(5));
+                    self.mmu.wait(&pressure.wanted, 1, PAUSE);
+                    if pressure.waiters.load(SeqCst) > 0 {
+                        in_vain += PAUSE;
+                    }
+                    if in_vain > PATIENCE {
+                        self.mmu.out_of_memory();
+                        in_vain = Duration::ZERO;
+                    }
                 }
             }
         }
@@ -185,13 +193,17 @@ impl<M: Mmu> Space<M> {
         if self.pool.available() >= self.reclaim.pressure.high {
             return Step::Idle;
         }
-        let cleaned = self.clean_block();
-        // With nothing to clean, or too little to let pages rest in limbo, help to unmap.
-        let unmapped = (cleaned != Some(true)
-            || self.reclaim.limbo_slots.load(Relaxed) < 2 * BLOCK)
-            && self.unmap_block(scratch);
-        if cleaned == Some(true) || unmapped {
-            Step::Worked
+        let limbo = self.reclaim.limbo_slots.load(Relaxed);
+        if self.clean_block() {
+            // Handlers unmap ahead of their faults; where none does, this keeps limbo from drying up.
+            if limbo < 2 * BLOCK {
+                self.unmap_block(scratch);
+            }
+            return Step::Cleaned;
+        }
+        let unmapped = self.reclaim.wants_limbo() && self.unmap_block(scratch);
+        if unmapped && limbo == 0 {
+            Step::Unmapped
         } else {
             Step::Stuck
         }
@@ -206,10 +218,10 @@ impl<M: Mmu> Space<M> {
         // Twice: the first round of the hand takes the second chances away.
         for _ in 0..2 {
             while self.unmap_block(scratch) {
-                while !self.reclaim.wants_limbo() && self.clean_block() == Some(true) {}
+                while !self.reclaim.wants_limbo() && self.clean_block() {}
             }
         }
-        while self.clean_block() == Some(true) {}
+        while self.clean_block() {}
         self.pool.charged()
     }
 

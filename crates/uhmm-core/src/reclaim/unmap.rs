@@ -9,11 +9,24 @@ use crate::mmu::{Mmu, Stop};
 use crate::space::Space;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Entries that the hand looks at before it lets others have the gate.
-const LOOK: usize = 1 << 15;
+/// How much one call may do.
+struct Effort<'a> {
+    /// Pages that it unmaps.
+    pages: usize,
+    /// Entries that it looks at.
+    look: usize,
+    /// For pages of ranges that are not writable: their eviction copies them to a device at once,
+    /// which is not for a fault handler (R18).
+    scratch: Option<&'a mut Scratch>,
+}
 
-/// Pages that a fault handler unmaps before it serves a fault.
-const AHEAD: usize = 16;
+/// What one call has done.
+struct Done {
+    /// Pages that are in limbo, or on a device.
+    pages: usize,
+    /// Whether there may be more to find for a further call.
+    more: bool,
+}
 
 /// Where unmapping goes on, and the block that it fills.
 pub(super) struct Hand {
@@ -35,13 +48,18 @@ impl Hand {
 impl<M: Mmu> Space<M> {
     /// Unmaps a few pages if RAM is short. For a fault handler, before it serves a fault, inside the
     /// gate.
-    pub(crate) fn unmap_ahead(&self, scratch: &mut Scratch) {
+    pub(crate) fn unmap_ahead(&self) {
         let reclaim = &self.reclaim;
         if self.pool.available() < reclaim.pressure.high
             && reclaim.wants_limbo()
             && let Some(mut hand) = reclaim.hand.try_lock()
         {
-            self.unmap_some(&mut hand, AHEAD, scratch);
+            let effort = Effort {
+                pages: 16,
+                look: 256,
+                scratch: None,
+            };
+            self.unmap_some(&mut hand, effort);
         }
     }
 
@@ -51,12 +69,17 @@ impl<M: Mmu> Space<M> {
         let Some(mut hand) = self.reclaim.hand.try_lock() else {
             return false;
         };
-        let unmapped = self.unmap_some(&mut hand, BLOCK, scratch) > 0;
+        let effort = Effort {
+            pages: BLOCK,
+            look: 1 << 15,
+            scratch: Some(scratch),
+        };
+        let done = self.unmap_some(&mut hand, effort);
         let some = hand.filled > 0;
         if some {
             self.queue_block(&mut hand);
         }
-        unmapped || some
+        some || done.pages > 0 || done.more
     }
 
     /// Gives the hand's block to the queue.
@@ -68,11 +91,11 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Finds cold pages and takes them out, up to `most`; returns how many left RAM or are in limbo.
-    fn unmap_some(&self, hand: &mut Hand, most: usize, scratch: &mut Scratch) -> usize {
+    /// Finds cold pages and takes them out.
+    fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_>) -> Done {
         let range = self.range();
         let (mut wraps, mut looked, mut out) = (0, 0, 0);
-        while wraps < 2 && looked < LOOK && out < most {
+        while wraps < 2 && looked < effort.look && out < effort.pages {
             let Some(page) = self.entries.next_mapped(hand.at, range.end()) else {
                 hand.at = range.start;
                 wraps += 1;
@@ -87,9 +110,10 @@ impl<M: Mmu> Space<M> {
                     let Some(block) = self.hand_block(hand) else {
                         break;
                     };
+                    let room = (BLOCK - hand.filled).min(effort.pages - out);
                     let cold = |_, state| state == State::System { referenced: false };
-                    let run = Run::collect(self, page, BLOCK - hand.filled, cold);
-                    out += self.unmap(hand, block, run, scratch);
+                    let run = Run::collect(self, page, room, cold);
+                    out += self.unmap(hand, block, run, effort.scratch.as_deref_mut());
                     if hand.filled == BLOCK {
                         self.queue_block(hand);
                     }
@@ -97,7 +121,10 @@ impl<M: Mmu> Space<M> {
                 _ => {}
             }
         }
-        out
+        Done {
+            pages: out,
+            more: looked >= effort.look,
+        }
     }
 
     /// The block that the hand fills.
@@ -118,7 +145,7 @@ impl<M: Mmu> Space<M> {
         hand: &mut Hand,
         block: u32,
         mut run: Run<'_, M>,
-        scratch: &mut Scratch,
+        scratch: Option<&mut Scratch>,
     ) -> usize {
         let before = hand.filled;
         let mut unshared = false;
@@ -150,21 +177,23 @@ impl<M: Mmu> Space<M> {
     }
 
     /// The one page of `run` cannot be moved, because of `stop`. Returns whether it left RAM.
-    fn unmap_odd(&self, mut run: Run<'_, M>, stop: Stop, scratch: &mut Scratch) -> bool {
+    fn unmap_odd(&self, run: Run<'_, M>, stop: Stop, scratch: Option<&mut Scratch>) -> bool {
         match stop {
-            // Dropped behind our back: it reads as zero from now on.
-            Stop::Absent => {
-                run.settle(1, |_| State::None);
-                self.pool.uncharge(1, self.stats());
-                true
-            }
-            Stop::Protected => self.evict_protected(run, scratch),
+            Stop::Absent => self.forget_absent(run),
+            Stop::Protected => scratch.is_some_and(|scratch| self.evict_protected(run, scratch)),
             Stop::Busy => {
                 self.stats().busy_pages.add(1);
                 false
             }
             _ => false,
         }
+    }
+
+    /// The page was dropped behind our back: it reads as zero from now on.
+    fn forget_absent(&self, mut run: Run<'_, M>) -> bool {
+        run.settle(1, |_| State::None);
+        self.pool.uncharge(1, self.stats());
+        true
     }
 
     /// A page of a range that is not writable cannot be moved, but nobody can change it either: it
@@ -174,6 +203,11 @@ impl<M: Mmu> Space<M> {
             return false;
         };
         let page = run.pages().start;
+        let mut present = false;
+        self.mmu.present(run.pages(), &mut |_| present = true);
+        if !present {
+            return self.forget_absent(run);
+        }
         if self.mmu.is_writable(page) || !self.mmu.peek(page, &mut scratch.pages[0]) {
             return false;
         }

@@ -186,16 +186,27 @@ impl Uffd {
         self.0.as_fd()
     }
 
-    /// Puts another userfaultfd in the place of this one, under the same descriptor number.
+    /// Opens a userfaultfd of this process in the place of the one that it has inherited by a fork,
+    /// under the same descriptor number. To be called while there is one thread.
     ///
     /// # Errors
-    /// What `dup3` returns.
-    pub fn replace(&self, with: Self) -> io::Result<()> {
-        // Past the C library, whose `dup3` a preload library may have taken over.
-        let (from, to) = (with.0.as_raw_fd(), self.0.as_raw_fd());
-        // SAFETY: both are open descriptors; the number stays owned by `self`.
-        if unsafe { libc::syscall(libc::SYS_dup3, from, to, libc::O_CLOEXEC) } < 0 {
-            return Err(last_errno());
+    /// [`OpenError`]. The number is then not open.
+    pub fn renew(&self, features: u64) -> Result<(), OpenError> {
+        let number = self.0.as_raw_fd();
+        // Past the C library, whose calls a preload library may have taken over. Closing comes
+        // first, so that there is a number left to open the new one under.
+        // SAFETY: the number stays owned by `self`, and nobody uses it meanwhile.
+        unsafe { libc::syscall(libc::SYS_close, number) };
+        let new = Self::open(features)?;
+        if new.0.as_raw_fd() == number {
+            // It is `self` from now on.
+            std::mem::forget(new);
+            return Ok(());
+        }
+        // SAFETY: `new` is open; the number is `self`'s, and free.
+        if unsafe { libc::syscall(libc::SYS_dup3, new.0.as_raw_fd(), number, libc::O_CLOEXEC) } < 0
+        {
+            return Err(OpenError::Open(last_errno()));
         }
         Ok(())
     }

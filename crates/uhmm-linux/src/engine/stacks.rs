@@ -7,7 +7,8 @@
 
 use crate::mapping::Mapping;
 use rustix::mm::MprotectFlags;
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*};
 
 /// Stacks in the mapping.
 const STACKS: usize = 72;
@@ -94,6 +95,7 @@ impl Stacks {
             libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
             libc::pthread_attr_destroy(&mut attributes);
             check(created)?;
+            hide_thread();
             let mut set = std::mem::zeroed::<libc::cpu_set_t>();
             if let Some(cpu) = cpu {
                 libc::CPU_SET(cpu, &mut set);
@@ -102,6 +104,37 @@ impl Stacks {
             }
             Ok(thread)
         }
+    }
+}
+
+/// glibc's count of threads. The last thread of a program that ends by `pthread_exit` ends the
+/// process, and ours must not keep it from being the last.
+///
+/// The variable is private to glibc and what belongs to it, debuggers among them. Where there is
+/// none of the name, such a program does not end.
+fn thread_count() -> Option<&'static AtomicU32> {
+    static FOUND: OnceLock<Option<&AtomicU32>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        // SAFETY: the name is a string; glibc's variable of this name is an `unsigned int` that all
+        // threads change by atomic operations, and that is never unloaded.
+        unsafe {
+            let found = libc::dlsym(libc::RTLD_DEFAULT, c"__nptl_nthreads".as_ptr());
+            found.cast::<AtomicU32>().as_ref()
+        }
+    })
+}
+
+/// Takes a thread of ours, just made, out of the count.
+fn hide_thread() {
+    if let Some(count) = thread_count() {
+        count.fetch_sub(1, AcqRel);
+    }
+}
+
+/// Puts the calling thread back into the count: it is about to end, and will be taken out of it.
+pub(crate) fn show_thread() {
+    if let Some(count) = thread_count() {
+        count.fetch_add(1, AcqRel);
     }
 }
 

@@ -14,7 +14,7 @@
 //! touched. Each handler that reads the bell's fault wakes the toucher, whose touch repeats and
 //! fetches the next handler; the last one fills the page.
 
-use super::stacks::Stacks;
+use super::stacks::{Stacks, show_thread};
 use crate::abi::uffd::{Event, Messages};
 use crate::mmu::LinuxMmu;
 use rustix::mm::{self, Advice, MprotectFlags};
@@ -126,6 +126,10 @@ impl ThreadEngine {
 impl Drop for ThreadEngine {
     fn drop(&mut self) {
         self.shared.stop.store(true, Release);
+        if self.shared.handlers.load(Acquire) == 0 {
+            // The engine did not get as far as to have a handler: nobody would hear the bell.
+            return;
+        }
         let bell = self.shared.bell.address() as *mut c_void;
         // SAFETY: the bell is a page of ours that holds nothing.
         let rung = unsafe { mm::madvise(bell, PAGE_SIZE, Advice::LinuxPopulateRead) };
@@ -164,6 +168,7 @@ extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
     } else {
         space.mmu().wake(PageRange::new(shared.bell, 1));
     }
+    show_thread();
     std::ptr::null_mut()
 }
 
@@ -171,5 +176,6 @@ extern "C" fn reclaimer(argument: *mut c_void) -> *mut c_void {
     // SAFETY: the spawner gave this thread one count of the `Arc`.
     let shared = unsafe { Arc::from_raw(argument.cast::<Shared>()) };
     shared.space.run_reclaimer(&shared.stop);
+    show_thread();
     std::ptr::null_mut()
 }
