@@ -22,7 +22,14 @@ pub fn ci() -> Outcome {
     );
     steps.command(
         "documentation",
-        cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+        // The protocols stand at the head of private modules too.
+        cargo(&[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .env("RUSTDOCFLAGS", "-D warnings"),
     );
     steps.command(
         "tests of xtask",

@@ -15,10 +15,10 @@
 //! # Protocol
 //!
 //! Whoever changes what a page *is* first claims the entry: a compare-and-swap from a settled word
-//! to Migrating. Only the holder of the [`Claim`] takes it out of Migrating again, by
-//! [`Claim::settle`], or back to where it was by dropping it. So a page is in the hands of one
+//! to Migrating. Only the holder of the `Claim` takes it out of Migrating again, by
+//! `EntryTable::settle`, or back to where it was by `EntryTable::restore`. So a page is in the hands of one
 //! thread at a time, and no lock is held across copies and system calls. The exceptions are single
-//! compare-and-swaps that need no second step: [`EntryTable::forget`] (a settled word to None), and
+//! compare-and-swaps that need no second step: `EntryTable::forget` (a settled word to None), and
 //! clearing the referenced bit.
 //!
 //! Who meets Migrating does not wait in a fault handler: it sets the wanted bit and goes on. The

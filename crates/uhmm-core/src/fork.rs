@@ -12,7 +12,7 @@
 //!    this order: log, then copy. The entry, the frame and the device page stay as they are.
 //! 3. fork. Just before it, [`Space::seal_for_fork`] makes faults wait for its end, so that no
 //!    handler is at work in a device at the moment of the copy: its lock would be held for ever in
-//!    the child. The wait is bounded by [`SEAL`], for the sake of point 2.
+//!    the child. The wait is bounded by `SEAL`, for the sake of point 2.
 //! 4. On each side the log is applied: a page on it that is really mapped is System now, and its
 //!    device page or frame is released. In the parent every page on the log is mapped. In the
 //!    child one is mapped just if its copy came before the fork; and then the log, written before

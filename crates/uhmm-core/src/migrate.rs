@@ -2,7 +2,7 @@
 //!
 //! | phase | to a device | to RAM, on a fault |
 //! | --- | --- | --- |
-//! | collect | [`Run::collect`]: claim mapped pages | claim pages on a device |
+//! | collect | `Run::collect`: claim mapped pages | claim pages on a device |
 //! | unmap | `Mmu::take`: the frames are in the pool | nothing is mapped |
 //! | | the pages settle as Limbo; a touch ends the migration here | |
 //! | copy | claim again, copy the frame to a device page | copy the device page to memory |
@@ -13,7 +13,7 @@
 //! unmapping of a batch and the copies of its pages: a fault never waits for more than one copy.
 //!
 //! Migration is best effort page by page (R5, R7): what cannot be claimed, taken or stored stays
-//! what it was. Whatever a [`Run`] has not settled when it is dropped, it restores.
+//! what it was. Whatever a `Run` has not settled when it is dropped, it restores.
 
 use crate::addr::{PageNo, PageRange};
 use crate::entry::{Claim, State};

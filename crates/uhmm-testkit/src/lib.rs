@@ -1,6 +1,6 @@
 //! What tests of several crates share.
 //!
-//! - [`conformance`]: the rules that every device obeys, checked in one call;
+//! - [`conformance()`]: the rules that every device obeys, checked in one call;
 //! - [`Oracle`]: a flat record of what a program wrote, to compare every byte with;
 //! - [`FlakyDevice`]: a device around another one that fails on command, and that panics when the
 //!   core breaks its promises to devices;

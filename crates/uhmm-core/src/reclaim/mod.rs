@@ -17,8 +17,8 @@
 //!
 //! # Protocol
 //!
-//! The [`Hand`] is taken by `try_lock` only: who does not get it leaves the unmapping to who has it.
-//! The [`Queue`] is locked for a push or a pop. A block belongs to the hand, then to the queue, then
+//! The `Hand` is taken by `try_lock` only: who does not get it leaves the unmapping to who has it.
+//! The `Queue` is locked for a push or a pop. A block belongs to the hand, then to the queue, then
 //! to the reclaimer that popped it, and is marked busy all that time: its slots may empty meanwhile,
 //! but it is not used again before its pages have been looked at.
 //!
@@ -42,7 +42,7 @@ use std::time::Duration;
 use unmap::Hand;
 
 /// How long faults wait without any progress before the process is told that it is out of memory:
-/// in tries, each followed by a [`PAUSE`].
+/// in tries, each followed by a `PAUSE`.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The reclaimer's rest after a step that came to nothing.
