@@ -46,14 +46,16 @@ impl Page {
     }
 
     /// Whether the place can be filled, by moving a page to it (`moved`) or with a new one.
-    pub fn can_be_filled(&self, moved: bool) -> Result<(), Stop> {
+    pub fn can_be_filled(&mut self, moved: bool) -> Result<(), Stop> {
         if self.unmapped {
             Err(Stop::Unmapped)
         } else if self.protected && moved {
             Err(Stop::Protected)
-        } else if self.data.is_some() || self.poisoned {
+        } else if self.data.is_some() || self.poisoned && moved {
             Err(Stop::Present)
         } else {
+            // The kernel copies over poison, which is gone then: it is for the core not to do so.
+            self.poisoned = false;
             Ok(())
         }
     }

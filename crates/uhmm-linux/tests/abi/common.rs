@@ -41,7 +41,9 @@ pub fn register(uffd: &Uffd, mapping: &Mapping) {
 
 /// `count` pages, each full of its number, counted from `first`.
 pub fn data(first: u8, count: u8) -> Vec<u8> {
-    (first..first + count).flat_map(|page| [page; PAGE]).collect()
+    (first..first + count)
+        .flat_map(|page| [page; PAGE])
+        .collect()
 }
 
 pub fn all(pages: usize) -> Done {

@@ -4,7 +4,9 @@ mod common;
 mod events;
 mod moves;
 
-use common::{PAGE, all, alone, child, data, next, pages, range, read, registered, stopped, wait, write};
+use common::{
+    PAGE, all, alone, child, data, next, pages, range, read, registered, stopped, wait, write,
+};
 use linux_raw_sys::general::*;
 use rustix::io::Errno;
 use std::os::fd::AsRawFd;
@@ -24,7 +26,10 @@ fn copy_stops_at_what_is_there() {
     let rest = data(1, 4);
     assert_eq!(uffd.copy(&rest, map.address()), stopped(2, Errno::AGAIN));
     let third = range(&map, 2, 1).start;
-    assert_eq!(uffd.copy(&rest[2 * PAGE..], third), stopped(0, Errno::EXIST));
+    assert_eq!(
+        uffd.copy(&rest[2 * PAGE..], third),
+        stopped(0, Errno::EXIST)
+    );
     assert_eq!(uffd.copy(&rest[3 * PAGE..], third + PAGE), all(1));
     assert_eq!([0, 1, 2, 3].map(|page| read(&map, page)), [1, 2, 3, 4]);
 }
@@ -34,9 +39,15 @@ fn copy_to_a_range_that_is_not_registered_fails() {
     let _alone = alone();
     let (map, other) = (pages(2), pages(2));
     let uffd = registered(&map, 0);
-    assert_eq!(uffd.copy(&data(1, 1), other.address()), stopped(0, Errno::NOENT));
+    assert_eq!(
+        uffd.copy(&data(1, 1), other.address()),
+        stopped(0, Errno::NOENT)
+    );
     uffd.unregister(range(&map, 0, 2)).unwrap();
-    assert_eq!(uffd.copy(&data(1, 1), map.address()), stopped(0, Errno::NOENT));
+    assert_eq!(
+        uffd.copy(&data(1, 1), map.address()),
+        stopped(0, Errno::NOENT)
+    );
 }
 
 #[test]
@@ -49,7 +60,10 @@ fn zeropage_maps_the_page_of_zeros() {
     assert_eq!(uffd.zeropage(range(&map, 2, 1)), stopped(0, Errno::EXIST));
     let zeros = || {
         let mut found = Vec::new();
-        pagemap::scan(range(&map, 0, 4), pagemap::ZERO_PAGE, |run, _| found.push(run)).unwrap();
+        pagemap::scan(range(&map, 0, 4), pagemap::ZERO_PAGE, |run, _| {
+            found.push(run)
+        })
+        .unwrap();
         found
     };
     assert_eq!(zeros(), [range(&map, 0, 2)]);
@@ -79,7 +93,10 @@ fn a_missing_page_waits_for_its_copy() {
     thread::scope(|scope| {
         scope.spawn(|| write(&map, 2, 5));
         let fault = next(&uffd);
-        assert!(matches!(fault, Event::PageFault { write: true, .. }), "{fault:?}");
+        assert!(
+            matches!(fault, Event::PageFault { write: true, .. }),
+            "{fault:?}"
+        );
         assert_eq!(uffd.copy(&data(0, 1), range(&map, 2, 1).start), all(1));
     });
     assert_eq!(read(&map, 2), 5);
@@ -137,7 +154,8 @@ fn a_write_to_a_protected_page_waits_for_the_end_of_the_protection() {
 /// Registered and given up again, so that only the errno of the call itself is left to see.
 fn registered_for_missing_only(map: &Mapping) -> Uffd {
     let uffd = registered(map, UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-    uffd.unregister(map.address()..map.address() + map.len()).unwrap();
+    uffd.unregister(map.address()..map.address() + map.len())
+        .unwrap();
     uffd
 }
 
@@ -176,7 +194,10 @@ fn shared_memory_that_is_there_is_mapped_by_continue() {
         // SAFETY: mapped as above.
         let reader = scope.spawn(move || unsafe { (view as *const u8).read_volatile() });
         let fault = next(&uffd);
-        assert!(matches!(fault, Event::PageFault { minor: true, .. }), "{fault:?}");
+        assert!(
+            matches!(fault, Event::PageFault { minor: true, .. }),
+            "{fault:?}"
+        );
         // SAFETY: mapped as above.
         unsafe { (other as *mut u8).write_volatile(7) };
         assert_eq!(uffd.resume(view..view + PAGE), all(1));
@@ -184,7 +205,11 @@ fn shared_memory_that_is_there_is_mapped_by_continue() {
     });
     assert_eq!(uffd.resume(view..view + PAGE), stopped(0, Errno::EXIST));
     let absent = uffd.resume(view + PAGE..view + LEN);
-    assert_eq!(absent, stopped(0, Errno::FAULT), "nothing is there to be mapped");
+    assert_eq!(
+        absent,
+        stopped(0, Errno::FAULT),
+        "nothing is there to be mapped"
+    );
 }
 
 #[test]
@@ -242,7 +267,10 @@ fn features_that_no_kernel_has_are_named() {
     let unknown = 1 << 62;
     let refused = Uffd::open(unknown).unwrap_err();
     assert_eq!(refused, OpenError::Features(unknown));
-    assert!(refused.to_string().contains("0x4000000000000000"), "{refused}");
+    assert!(
+        refused.to_string().contains("0x4000000000000000"),
+        "{refused}"
+    );
     let has = Uffd::features().unwrap();
     assert_ne!(has & u64::from(UFFD_FEATURE_MOVE), 0);
 }

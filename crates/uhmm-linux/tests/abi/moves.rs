@@ -1,6 +1,8 @@
 //! `UFFDIO_MOVE`: pages change their place and keep their memory, or stay where they are.
 
-use crate::common::{PAGE, Sleeper, all, alone, data, pages, range, read, register, registered, stopped};
+use crate::common::{
+    PAGE, Sleeper, all, alone, data, pages, range, read, register, registered, stopped,
+};
 use linux_raw_sys::general::UFFD_FEATURE_MOVE;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MprotectFlags, madvise};
@@ -20,7 +22,10 @@ fn two() -> (Uffd, Mapping, Mapping) {
 fn moved_pages_are_there_and_no_longer_here() {
     let _alone = alone();
     let (uffd, from, to) = two();
-    assert_eq!(uffd.move_pages(from.address(), to.address(), 4 * PAGE), all(4));
+    assert_eq!(
+        uffd.move_pages(from.address(), to.address(), 4 * PAGE),
+        all(4)
+    );
     assert_eq!([0, 1, 2, 3].map(|page| read(&to, page)), [1, 2, 3, 4]);
     // Missing again: a copy finds room.
     assert_eq!(uffd.copy(&data(9, 4), from.address()), all(4));
@@ -67,8 +72,7 @@ fn pages_shared_after_a_fork_move_once_they_are_private() {
     let move_first = || uffd.move_pages(from.address(), to.address(), PAGE);
     assert_eq!(move_first(), stopped(0, Errno::BUSY));
     // SAFETY: our own mapping; a private copy changes no bytes.
-    let populate =
-        unsafe { madvise(from.at(0).cast(), PAGE, Advice::LinuxPopulateWrite) };
+    let populate = unsafe { madvise(from.at(0).cast(), PAGE, Advice::LinuxPopulateWrite) };
     populate.unwrap();
     assert_eq!(move_first(), all(1));
     assert_eq!(read(&to, 0), 1);

@@ -1,0 +1,173 @@
+//! An MMU that a test can step into: what it was given to do before a call runs there, on the
+//! calling thread, as another thread might just then. So an interleaving is a line of a test.
+
+use crate::allocations;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use uhmm_core::addr::{FrameNo, PageData, PageNo, PageRange};
+use uhmm_core::frames::Frame;
+use uhmm_core::mmu::{Mmu, Progress};
+use uhmm_core::stats::Stats;
+use uhmm_sim::SimMmu;
+
+/// A call to step into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Take,
+    Put,
+    Relocate,
+    Copy,
+    Discard,
+    Unshare,
+}
+
+type Step = Box<dyn FnOnce() + Send>;
+
+/// [`SimMmu`] with steps of the test in between.
+pub struct HookedMmu {
+    sim: SimMmu,
+    steps: Mutex<VecDeque<(Op, Step)>>,
+    /// Pages that [`Mmu::take`] was asked to take.
+    pub asked_to_take: AtomicU64,
+}
+
+impl HookedMmu {
+    pub fn new(sim: SimMmu) -> Self {
+        Self {
+            sim,
+            steps: Mutex::default(),
+            asked_to_take: AtomicU64::new(0),
+        }
+    }
+
+    /// Runs `step` once, before the next call of `op` that no other step waits for.
+    pub fn before(&self, op: Op, step: impl FnOnce() + Send + 'static) {
+        self.steps.lock().unwrap().push_back((op, Box::new(step)));
+    }
+
+    /// Steps that have not been run.
+    pub fn steps_left(&self) -> usize {
+        self.steps.lock().unwrap().len()
+    }
+
+    fn at(&self, op: Op) {
+        let step = {
+            let mut steps = self.steps.lock().unwrap();
+            let due = steps.iter().position(|(when, _)| *when == op);
+            due.and_then(|due| steps.remove(due))
+        };
+        if let Some((_, step)) = step {
+            step();
+        }
+    }
+}
+
+impl std::ops::Deref for HookedMmu {
+    type Target = SimMmu;
+
+    fn deref(&self) -> &SimMmu {
+        &self.sim
+    }
+}
+
+/// What the simulation allocates for itself, a kernel would not.
+fn kernel<R>(call: impl FnOnce() -> R) -> R {
+    allocations::uncounted(call)
+}
+
+impl Mmu for HookedMmu {
+    type Table = <SimMmu as Mmu>::Table;
+
+    fn table(&self, len: usize) -> Option<Self::Table> {
+        self.sim.table(len)
+    }
+
+    fn stats(&self) -> &Stats {
+        self.sim.stats()
+    }
+
+    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
+        self.asked_to_take.fetch_add(pages.len as u64, Relaxed);
+        kernel(|| {
+            self.at(Op::Take);
+            self.sim.take(pages, into)
+        })
+    }
+
+    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
+        kernel(|| {
+            self.at(Op::Put);
+            self.sim.put(from, pages)
+        })
+    }
+
+    fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
+        kernel(|| {
+            self.at(Op::Relocate);
+            self.sim.relocate(from, to)
+        })
+    }
+
+    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
+        kernel(|| {
+            self.at(Op::Copy);
+            self.sim.copy(from, at)
+        })
+    }
+
+    fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
+        kernel(|| self.sim.peek(page, to))
+    }
+
+    fn is_writable(&self, page: PageNo) -> bool {
+        kernel(|| self.sim.is_writable(page))
+    }
+
+    fn wake(&self, pages: PageRange) {
+        kernel(|| self.sim.wake(pages));
+    }
+
+    fn discard(&self, pages: PageRange) {
+        kernel(|| {
+            self.at(Op::Discard);
+            self.sim.discard(pages);
+        });
+    }
+
+    fn poison(&self, page: PageNo) {
+        kernel(|| self.sim.poison(page));
+    }
+
+    fn unshare(&self, pages: PageRange) {
+        kernel(|| {
+            self.at(Op::Unshare);
+            self.sim.unshare(pages);
+        });
+    }
+
+    fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
+        self.sim.present(pages, each);
+    }
+
+    fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {
+        self.sim.with_frame(frame, with);
+    }
+
+    fn drop_frames(&self, first: FrameNo, len: usize) {
+        kernel(|| self.sim.drop_frames(first, len));
+    }
+
+    fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
+        kernel(|| self.sim.wait(word, seen, at_most));
+    }
+
+    fn wake_waiters(&self, word: &AtomicU64) {
+        kernel(|| self.sim.wake_waiters(word));
+    }
+
+    fn out_of_memory(&self) {
+        self.sim.out_of_memory();
+    }
+}

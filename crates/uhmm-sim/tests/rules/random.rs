@@ -1,0 +1,280 @@
+//! Everything at once, at random, against the oracle: threads that touch, discard, move, protect and
+//! pin pages, a fork now and then, failures at any call, and a device that goes away.
+//!
+//! `UHMM_SIM_SEEDS` is how many seeds are run. A failing one is named, and brings the same touches
+//! and failures back; the schedule of the threads is the machine's.
+
+use crate::hook::HookedMmu;
+use crate::world::{BASE, BUDGET, Shared, SimSpace, or_abort, space, touch, with_reclaimer};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+use uhmm_core::addr::{PageData, PageNo, PageRange};
+use uhmm_core::fault::Scratch;
+use uhmm_lz4::Lz4Device;
+use uhmm_mirror::MirrorDevice;
+use uhmm_sim::Fault;
+use uhmm_testkit::{FlakyDevice, Oracle, Rng, content};
+
+const THREADS: usize = 2;
+/// Pages that all threads touch, each its own of them: they lie between those of the others.
+const MIXED: usize = 1800;
+/// Chunks of pages that each thread has for itself, for what is done to ranges; one more is spare.
+const CHUNKS: usize = 24;
+const CHUNK: usize = 8;
+const PAGES: usize = MIXED + THREADS * (CHUNKS + 1) * CHUNK;
+const STEPS: usize = 6_000;
+
+/// Runs `part` of the run with this seed, which is named if it panics.
+fn named(seed: u64, part: impl FnOnce()) {
+    struct Seed(u64);
+    impl Drop for Seed {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                let _ = writeln!(std::io::stderr(), "failed with seed {}", self.0);
+            }
+        }
+    }
+    let _seed = Seed(seed);
+    part();
+}
+
+/// One thread of the program.
+struct Program<'a> {
+    space: &'a SimSpace,
+    oracle: &'a Oracle,
+    seed: u64,
+    thread: usize,
+    rng: Rng,
+    /// Where each chunk is, in chunks from the thread's first; the last is the spare one.
+    places: Vec<usize>,
+    versions: Vec<u32>,
+}
+
+impl Program<'_> {
+    fn run(mut self) {
+        for _ in 0..STEPS {
+            match self.rng.below(100) {
+                0..84 => self.touch_mixed(),
+                84..94 => self.touch_chunk(),
+                94..96 => self.discard(),
+                96..98 => self.relocate(),
+                98 => self.protect(),
+                _ => self.pin(),
+            }
+        }
+        for chunk in 0..CHUNKS {
+            (0..CHUNK).for_each(|page| self.check(chunk, page));
+        }
+    }
+
+    fn touch_mixed(&mut self) {
+        let page = self.rng.below((MIXED / THREADS) as u64) as usize * THREADS + self.thread;
+        let write = self.rng.one_in(2);
+        let access = |mmu: &HookedMmu, at: PageNo| {
+            if write {
+                mmu.touch_write(at, |data| self.oracle.write(page, data))
+            } else {
+                self.oracle.check(page, &mmu.touch_read(at)?);
+                Ok(())
+            }
+        };
+        touch(self.space, page, access).unwrap();
+    }
+
+    /// The pages of a chunk, counted from the first of the space.
+    fn pages(&self, chunk: usize) -> usize {
+        MIXED + (self.thread * (CHUNKS + 1) + self.places[chunk]) * CHUNK
+    }
+
+    fn range(&self, chunk: usize) -> PageRange {
+        PageRange::new(BASE.plus(self.pages(chunk)), CHUNK)
+    }
+
+    fn any_chunk(&mut self) -> usize {
+        self.rng.below(CHUNKS as u64) as usize
+    }
+
+    fn expected(&self, chunk: usize, page: usize) -> PageData {
+        let mut data = PageData::ZERO;
+        let number = ((self.thread * CHUNKS + chunk) * CHUNK + page) as u64;
+        let version = self.versions[chunk * CHUNK + page];
+        content(self.seed, number, version, &mut data);
+        data
+    }
+
+    fn check(&self, chunk: usize, page: usize) {
+        let expected = self.expected(chunk, page);
+        touch(self.space, self.pages(chunk) + page, |mmu, at| {
+            let found = mmu.touch_read(at)?;
+            let thread = self.thread;
+            assert!(
+                found.0 == expected.0,
+                "thread {thread}, chunk {chunk}, page {page}"
+            );
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    fn write(&mut self, chunk: usize, page: usize) {
+        self.versions[chunk * CHUNK + page] += 1;
+        let data = self.expected(chunk, page);
+        touch(self.space, self.pages(chunk) + page, |mmu, at| {
+            mmu.touch_write(at, |to| to.0 = data.0)
+        })
+        .unwrap();
+    }
+
+    fn touch_chunk(&mut self) {
+        let chunk = self.any_chunk();
+        if self.rng.one_in(2) {
+            (0..CHUNK).for_each(|page| self.check(chunk, page));
+        } else {
+            let page = self.rng.below(CHUNK as u64) as usize;
+            self.write(chunk, page);
+        }
+    }
+
+    fn discard(&mut self) {
+        let chunk = self.any_chunk();
+        // A fork that takes its time refuses it, and nothing has changed.
+        if let Ok(inside) = self.space.inside() {
+            inside.discard(self.range(chunk)).unwrap();
+            self.versions[chunk * CHUNK..][..CHUNK].fill(0);
+        }
+    }
+
+    fn relocate(&mut self) {
+        let chunk = self.any_chunk();
+        if let Ok(inside) = self.space.inside() {
+            inside
+                .relocate(self.range(chunk), self.range(CHUNKS).start)
+                .unwrap();
+            // As after an unmapping: where it was, nothing is.
+            inside.discard(self.range(chunk)).unwrap();
+            self.places.swap(chunk, CHUNKS);
+        }
+    }
+
+    fn protect(&mut self) {
+        let chunk = self.any_chunk();
+        let (space, range) = (self.space, self.range(chunk));
+        space.change_protection(|| space.mmu().protect(range, false));
+        for page in 0..CHUNK {
+            self.check(chunk, page);
+            let at = BASE.plus(self.pages(chunk) + page);
+            assert_eq!(space.mmu().touch_write(at, |_| ()), Err(Fault::Protected));
+        }
+        space.change_protection(|| space.mmu().protect(range, true));
+    }
+
+    fn pin(&mut self) {
+        let chunk = self.any_chunk();
+        let at = self.range(chunk).start;
+        self.write(chunk, 0);
+        if self.space.mmu().pin(at) {
+            thread::yield_now();
+            assert!(
+                self.space.mmu().is_present(at),
+                "a pinned page has gone (R7)"
+            );
+            self.check(chunk, 0);
+            self.space.mmu().unpin(at);
+        }
+    }
+}
+
+fn run(seed: u64, one_in: u64) {
+    // The first device is soon full.
+    let lz4 = Arc::new(FlakyDevice::new(Lz4Device::new(1 << 20)));
+    let mirror = Arc::new(FlakyDevice::new(MirrorDevice::new(PAGES as u64 * 4096)));
+    let space = space(
+        PAGES,
+        vec![
+            Box::new(Shared(lz4.clone())),
+            Box::new(Shared(mirror.clone())),
+        ],
+    );
+    if one_in > 0 {
+        space.mmu().fail_at_random(seed, one_in);
+    }
+    let oracle = Oracle::new(seed, MIXED);
+    let done = AtomicBool::new(false);
+    with_reclaimer(&space, || {
+        thread::scope(|scope| {
+            let programs: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let program = Program {
+                        space: &space,
+                        oracle: &oracle,
+                        seed,
+                        thread,
+                        rng: Rng::new(seed * 100 + thread as u64),
+                        places: (0..=CHUNKS).collect(),
+                        versions: vec![0; CHUNKS * CHUNK],
+                    };
+                    scope.spawn(move || or_abort(|| named(seed, || program.run())))
+                })
+                .collect();
+            scope.spawn(|| or_abort(|| disturb(&space, seed, &done)));
+            programs
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+            done.store(true, SeqCst);
+        });
+        space.mmu().heal();
+        let mut scratch = Scratch::default();
+        space
+            .remove_device(0, Duration::from_secs(60), &mut scratch)
+            .expect("the other device has room");
+        assert_eq!(lz4.stored(), []);
+        for page in 0..MIXED {
+            touch(&space, page, |mmu, at| {
+                oracle.check(page, &mmu.touch_read(at)?);
+                Ok(())
+            })
+            .unwrap();
+        }
+    });
+    space.check_invariants();
+    assert_eq!(space.mmu().out_of_memory_count(), 0);
+    assert!(
+        space.mmu().resident_peak() <= BUDGET + BUDGET / 50 + 1024,
+        "{} pages of {BUDGET}",
+        space.mmu().resident_peak()
+    );
+}
+
+/// What happens beside the program: everything pushed out, pages shared as after a fork, a fork.
+fn disturb(space: &SimSpace, seed: u64, done: &AtomicBool) {
+    let mut rng = Rng::new(seed ^ 0xd157);
+    let mut scratch = Scratch::default();
+    while !done.load(SeqCst) {
+        match rng.below(8) {
+            0 => drop(space.push_out(&mut scratch)),
+            1 => {
+                space.close_for_fork();
+                thread::sleep(Duration::from_micros(rng.below(300)));
+                space.open_in_parent();
+            }
+            2 => space.mmu().share(PageRange::new(
+                BASE.plus(rng.below(PAGES as u64 - 64) as usize),
+                64,
+            )),
+            _ => thread::sleep(Duration::from_micros(rng.below(2_000))),
+        }
+    }
+}
+
+#[test]
+fn everything_at_once_keeps_every_byte() {
+    let seeds = std::env::var("UHMM_SIM_SEEDS").map_or(2, |seeds| seeds.parse().unwrap());
+    for seed in 0..seeds {
+        for one_in in [0, 50, 8] {
+            named(seed, || run(seed, one_in));
+        }
+    }
+}
