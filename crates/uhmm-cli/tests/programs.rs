@@ -102,7 +102,7 @@ fn sort() {
         return;
     };
     let lines = tools::scratch().join("lines");
-    write_lines(&lines, 300_000_000);
+    write_lines(&lines, 200_000_000);
     Case::new("sort", sort, 64)
         .args("-S 400M --parallel=2")
         .arg(&lines)

@@ -100,6 +100,7 @@ fn case(multiple: usize, devices: Vec<Box<dyn Device>>) {
             .collect();
         workers.push(scope.spawn(|| Ranges::new(&space, seed).run(time)));
         scope.spawn(|| push_out_again_and_again(&space, &done));
+        scope.spawn(|| compact_memory_again_and_again(&done));
         let watcher = scope.spawn(|| Resident::new(&space, BUDGET).watch(&done, &samples));
         let ended: Vec<_> = workers
             .into_iter()
@@ -187,6 +188,18 @@ fn push_out_again_and_again(space: &Space, done: &AtomicBool) {
     while !done.load(SeqCst) {
         thread::sleep(Duration::from_millis(120));
         space.core().push_out(&mut scratch);
+    }
+}
+
+/// Lets the kernel move the physical pages under us, where we may ask it to: moves of ours meet its
+/// own then.
+fn compact_memory_again_and_again(done: &AtomicBool) {
+    while !done.load(SeqCst) {
+        if let Err(error) = std::fs::write("/proc/sys/vm/compact_memory", "1") {
+            eprintln!("the kernel's own page migration is left to chance: {error}");
+            return;
+        }
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
