@@ -57,7 +57,9 @@ impl<M: Mmu> Space<M> {
                     self.fault(owner, scratch);
                 }
             }
-            pagemap.free_buried(self.device_stats(device as u8));
+            if let Some(_pass) = self.gate.enter(&self.mmu) {
+                pagemap.free_buried(self.device_stats(device as u8));
+            }
             if pagemap.references() == 0 {
                 return Ok(());
             }
