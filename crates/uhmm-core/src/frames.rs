@@ -10,11 +10,12 @@
 //! | 1 | 0 | in limbo, or in the hands of whoever holds its [`Frame`] |
 //! | 1 | 1 | holds a free frame |
 //!
-//! Clearing a `free` bit by compare-and-swap is what takes a free frame. Only the reclaimer takes
-//! empty blocks, a whole one for each batch that it unmaps, so that a batch is one contiguous move.
+//! Clearing a `free` bit by compare-and-swap is what takes a free frame. Empty blocks are taken by
+//! whoever holds the hand of reclaim, and filled run by run.
 //!
-//! `charged` counts physical pages in existence: mapped by the program, in limbo or free. It never
-//! exceeds the budget; that is the whole of the budget's enforcement.
+//! `charged` counts physical pages in existence: mapped by the program, in limbo or free. New memory
+//! is charged before it is made, and only within the budget. Pages that exist by then (a few that a
+//! fork brought in, one whose bytes had to be copied out of its frame) are counted even above it.
 
 use crate::addr::{FrameNo, PageNo};
 use crate::stats::Stats;

@@ -106,16 +106,6 @@ impl<M: Mmu> Space<M> {
         self.entries.state(page)
     }
 
-    /// Devices, in the order in which they are used.
-    pub fn device_count(&self) -> usize {
-        self.devices.len()
-    }
-
-    /// What device number `device` is.
-    pub fn device_info(&self, device: usize) -> crate::device::DeviceInfo {
-        self.devices[device].device().info()
-    }
-
     /// Checks everything that must hold while nothing is in flight, and panics where it does not.
     /// For tests: it walks all that is in use, and nobody else may use the space meanwhile.
     ///

@@ -6,7 +6,7 @@
 //! whole, so the number of regions a program makes costs no registrations (docs/faults.md).
 //!
 //! Moving a page needs both mappings to be writable and each range to lie within one kernel
-//! mapping. Where a range straddles two, the call is repeated on halves.
+//! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
 use crate::abi::uffd::{Done, OpenError, Uffd};
 use crate::abi::{futex, pagemap};

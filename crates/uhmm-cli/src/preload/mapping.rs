@@ -263,8 +263,9 @@ pub unsafe extern "C" fn posix_madvise(at: *mut c_void, len: size_t, advice: c_i
 
 /// POSIX `mlock`.
 ///
-/// What is managed stays in this machine's memory anyway, mapped or on a device of memory, and so
-/// never reaches a disk, which is what most callers are after. It is not exempt from the budget.
+/// What is managed stays in this machine's memory anyway, mapped or on a device of memory: uhmm
+/// writes no page to a disk, which is what most callers are after. It does not keep the kernel from
+/// swapping, and what is locked is not exempt from the budget.
 ///
 /// # Safety
 /// As in C.
