@@ -53,9 +53,14 @@ impl Drop for Dir {
     }
 }
 
+/// The command, with no signal ignored. Whoever runs the tests may ignore some (a shell's job in the
+/// background does), and what a shell finds ignored it does not trap.
 fn uhmm(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_uhmm"));
-    command.args(arguments).stdin(Stdio::null());
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal", env!("CARGO_BIN_EXE_uhmm")])
+        .args(arguments)
+        .stdin(Stdio::null());
     command
 }
 
@@ -350,13 +355,7 @@ fn the_end_of_the_program_is_passed_on() {
 fn signals_are_passed_on_or_left_to_the_program() {
     let script = "for s in TERM HUP USR1 USR2; do trap \"echo $s\" $s; done; trap 'exit 9' QUIT; \
                   echo ready; while :; do sleep 0.05; done";
-    // Whoever runs the tests may have these ignored (a shell's job in the background has), and what
-    // is ignored at its start a shell does not trap.
-    let mut child = Command::new("env")
-        .args(["--default-signal=INT,QUIT,TERM,HUP,USR1,USR2"])
-        .args([env!("CARGO_BIN_EXE_uhmm"), "run", "--quiet", "--"])
-        .args(["sh", "-c", script])
-        .stdin(Stdio::null())
+    let mut child = uhmm(&["run", "--quiet", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

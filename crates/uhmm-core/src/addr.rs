@@ -98,3 +98,49 @@ impl FrameNo {
 /// A page of one device, numbered from 0 to the device's capacity. This is what a driver sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DevicePage(pub u32);
+
+impl DevicePage {
+    /// The page `n` pages further on.
+    pub const fn plus(self, n: usize) -> Self {
+        Self(self.0 + n as u32)
+    }
+}
+
+/// A page of one of the space's devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceAddr {
+    /// Which device, counted in the space's order.
+    pub device: u8,
+    /// Which of its pages.
+    pub page: DevicePage,
+}
+
+impl DeviceAddr {
+    /// The page `n` pages further on, on the same device.
+    pub const fn plus(self, n: usize) -> Self {
+        Self {
+            device: self.device,
+            page: self.page.plus(n),
+        }
+    }
+}
+
+/// Where a frame is while no program maps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In a slot of the frame pool: ordinary RAM.
+    Pool(FrameNo),
+    /// In the arena of a device whose memory the CPU can map: the frame *is* that device page, and
+    /// goes back to this slot whenever it leaves the program's mapping.
+    Arena(DeviceAddr),
+}
+
+impl Home {
+    /// The slot `n` slots further on.
+    pub const fn plus(self, n: usize) -> Self {
+        match self {
+            Self::Pool(slot) => Self::Pool(slot.plus(n)),
+            Self::Arena(at) => Self::Arena(at.plus(n)),
+        }
+    }
+}

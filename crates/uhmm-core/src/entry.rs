@@ -4,13 +4,14 @@
 //!
 //! | bits | meaning |
 //! | --- | --- |
-//! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 6 Migrating, 7 Poisoned |
+//! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 4 Coherent, 6 Migrating, 7 Poisoned |
 //! | 3 | referenced: spared once by reclaim (only System) |
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
-//! | 32..64 | Limbo: the frame's slot; Private: device (3 bits) and page (29 bits) |
+//! | 5 | duplicate: a device page still has the same bytes (only System) |
+//! | 32..64 | Limbo: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
 //!
-//! Tags 4 (Coherent) and 5 (Exclusive) are kept free for the states of that name. All that a
-//! waiter can wait for is in the low half, which is what a futex compares.
+//! Tag 5 (Exclusive) is kept free for the state of that name. All that a waiter can wait for is in
+//! the low half, which is what a futex compares.
 //!
 //! # Protocol
 //!
@@ -26,20 +27,11 @@
 //! Setting the bit is a compare-and-swap on the Migrating word, so no wake-up is lost: either the
 //! bit is in before the swap, or the setter fails and looks again.
 
-use crate::addr::{DevicePage, FrameNo, PageNo, PageRange};
+use crate::addr::{DeviceAddr, DevicePage, FrameNo, PageNo, PageRange};
 use crate::mmu::Mmu;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Duration;
-
-/// A page of one of the space's devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DeviceAddr {
-    /// Which device, counted in the space's order.
-    pub device: u8,
-    /// Which of its pages.
-    pub page: DevicePage,
-}
 
 /// The most pages a device can have: what fits beside the device's number in an entry.
 pub const MAX_DEVICE_PAGES: u32 = 1 << 29;
@@ -53,15 +45,43 @@ pub enum State {
     System {
         /// Brought in by a touch since reclaim last came by.
         referenced: bool,
+        /// A device page with the same bytes. While there is one, writes are tracked.
+        duplicate: Option<DeviceAddr>,
     },
     /// In RAM, unmapped, on its way out.
     Limbo(FrameNo),
-    /// On a device, not mappable.
+    /// On a device, and not mapped: a touch brings it to RAM.
     Private(DeviceAddr),
+    /// On a device, and mapped: the frame that the program touches is the device page.
+    Coherent(DeviceAddr),
     /// In flight: in the hands of one thread.
     Migrating,
     /// Lost by a device, and known to be lost.
     Poisoned,
+}
+
+impl State {
+    /// In RAM, and nowhere else.
+    pub const fn system(referenced: bool) -> Self {
+        Self::System {
+            referenced,
+            duplicate: None,
+        }
+    }
+
+    /// Whether the page is mapped: a touch normally meets no fault.
+    pub const fn is_mapped(self) -> bool {
+        matches!(self, Self::System { .. } | Self::Coherent(_))
+    }
+
+    /// The device page that the entry holds a reference on.
+    pub const fn device_page(self) -> Option<DeviceAddr> {
+        match self {
+            Self::Private(at) | Self::Coherent(at) => Some(at),
+            Self::System { duplicate, .. } => duplicate,
+            _ => None,
+        }
+    }
 }
 
 /// One entry's word. See the module's head for the layout.
@@ -71,16 +91,27 @@ pub(crate) struct Word(u64);
 const TAG: u64 = 7;
 const REFERENCED: u64 = 1 << 3;
 const WANTED: u64 = 1 << 4;
+const DUPLICATE: u64 = 1 << 5;
 const MIGRATING: u64 = 6;
 
 impl Word {
     pub(crate) const fn of(state: State) -> Self {
         Self(match state {
             State::None => 0,
-            State::System { referenced: false } => 1,
-            State::System { referenced: true } => 1 | REFERENCED,
+            State::System {
+                referenced,
+                duplicate,
+            } => {
+                let referenced = if referenced { REFERENCED } else { 0 };
+                1 | referenced
+                    | match duplicate {
+                        Some(at) => DUPLICATE | device_page(at),
+                        None => 0,
+                    }
+            }
             State::Limbo(frame) => 2 | (frame.0 as u64) << 32,
-            State::Private(at) => 3 | (at.page.0 as u64) << 32 | (at.device as u64) << 61,
+            State::Private(at) => 3 | device_page(at),
+            State::Coherent(at) => 4 | device_page(at),
             State::Migrating => MIGRATING,
             State::Poisoned => 7,
         })
@@ -88,20 +119,31 @@ impl Word {
 
     pub(crate) const fn state(self) -> State {
         let payload = (self.0 >> 32) as u32;
+        let at = DeviceAddr {
+            device: (payload >> 29) as u8,
+            page: DevicePage(payload & (MAX_DEVICE_PAGES - 1)),
+        };
         match self.0 & TAG {
             0 => State::None,
             1 => State::System {
                 referenced: self.0 & REFERENCED != 0,
+                duplicate: if self.0 & DUPLICATE != 0 {
+                    Some(at)
+                } else {
+                    None
+                },
             },
             2 => State::Limbo(FrameNo(payload)),
-            3 => State::Private(DeviceAddr {
-                device: (payload >> 29) as u8,
-                page: DevicePage(payload & (MAX_DEVICE_PAGES - 1)),
-            }),
+            3 => State::Private(at),
+            4 => State::Coherent(at),
             MIGRATING => State::Migrating,
             _ => State::Poisoned,
         }
     }
+}
+
+const fn device_page(at: DeviceAddr) -> u64 {
+    (at.page.0 as u64) << 32 | (at.device as u64) << 61
 }
 
 /// What a word adds to the counts of its chunk: entries in use below, mapped pages above.
@@ -320,8 +362,15 @@ mod tests {
         };
         for state in [
             State::None,
-            State::System { referenced: false },
-            State::System { referenced: true },
+            State::System {
+                referenced: false,
+                duplicate: None,
+            },
+            State::System {
+                referenced: true,
+                duplicate: Some(far),
+            },
+            State::Coherent(far),
             State::Limbo(FrameNo(0)),
             State::Limbo(FrameNo(u32::MAX)),
             State::Private(far),
@@ -344,7 +393,7 @@ mod tests {
         let spots = [0, 5, CHUNK, CHUNK * CHUNK - 1, 2 * CHUNK * CHUNK + 7];
         for spot in spots {
             let page = range.start.plus(spot);
-            let word = Word::of(State::System { referenced: false });
+            let word = Word::of(State::system(false));
             table.word(page).store(word.0, Release);
             table.count(page, 0, word.0);
         }

@@ -19,6 +19,16 @@ pub enum BuildError {
     },
     /// No room in the address space for the tables.
     NoAddressSpace,
+    /// A device wants chunks of a size that is no power of two, or below 512 pages.
+    ChunkPages {
+        /// The size asked for, in pages.
+        pages: u32,
+    },
+    /// A device's memory is on a NUMA node that the machine does not have.
+    NoNode {
+        /// The node's number.
+        node: u32,
+    },
 }
 
 impl fmt::Display for BuildError {
@@ -39,6 +49,15 @@ impl fmt::Display for BuildError {
             Self::NoAddressSpace => f.write_str(
                 "no address space for the page tables: raise the limit on virtual memory \
                  (ulimit -v unlimited)",
+            ),
+            Self::ChunkPages { pages } => write!(
+                f,
+                "chunks of {pages} pages do not work: give a power of two, at least 512"
+            ),
+            Self::NoNode { node } => write!(
+                f,
+                "this machine has no NUMA node {node}: leave the node out to let ordinary memory \
+                 stand in, or see /sys/devices/system/node"
             ),
         }
     }

@@ -1,75 +1,264 @@
-//! Eviction of a whole device, without knowing who maps its pages (R8, R9).
+//! Eviction, by device page alone (R8): chunks and devices are emptied, suspended and removed while
+//! programs use their pages (R9).
 
 use crate::addr::DevicePage;
-use crate::entry::{DeviceAddr, State};
 use crate::fault::Scratch;
 use crate::mmu::Mmu;
+use crate::pagemap::{AddChunkError, BATCH, DevPagemap};
 use crate::space::Space;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Why a device could not be removed in time. It stays dying: nothing new goes to it, and another
-/// call goes on where this one ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What holds up the end of device memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StillInUse {
-    /// Pages still on the device.
+    /// Pages still in use.
     pub pages: usize,
+    /// Of them: pages that belong to the space, and could not be brought to RAM yet.
+    pub in_space: usize,
+    /// Of them: pages of a type that does not migrate, which programs have mapped.
+    pub mapped: usize,
+    /// Of them: pages that somebody holds besides, or that a driver has.
+    pub held: usize,
+    /// Whether RAM was short.
+    pub no_ram: bool,
 }
 
 impl fmt::Display for StillInUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} pages are still on the device; try again with more time",
-            self.pages
-        )
+        write!(f, "{} pages are still on the device", self.pages)?;
+        if self.held > 0 {
+            write!(f, ", {} of them held by somebody", self.held)?;
+        }
+        if self.mapped > 0 {
+            write!(
+                f,
+                ", {} of them mapped and of a type that does not migrate",
+                self.mapped
+            )?;
+        }
+        if self.no_ram && self.in_space > 0 {
+            write!(f, ", for {} of them there is no RAM", self.in_space)?;
+        }
+        f.write_str("; try again with more time")
     }
 }
 
 impl std::error::Error for StillInUse {}
 
+/// Why device memory was not removed, or emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveError {
+    /// The space has no such device, or the device no such chunk.
+    NoSuchDevice,
+    /// It was removed before.
+    AlreadyRemoved,
+    /// The time was over first. Nothing new goes there, and another call goes on where this one ended.
+    StillInUse(StillInUse),
+}
+
+impl fmt::Display for RemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchDevice => f.write_str("the space has no such device or chunk"),
+            Self::AlreadyRemoved => f.write_str("it was removed before"),
+            Self::StillInUse(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RemoveError {}
+
 impl<M: Mmu> Space<M> {
-    /// Removes a device while programs use its pages: kills its pagemap, so that nothing new comes,
+    /// Removes a device while programs use its pages: kills its pagemaps, so that nothing new comes,
     /// then brings every page back to RAM, or onward to the other devices by way of RAM, until its
-    /// last page is free (R2). It waits for RAM where there is none (R9). For internal threads.
+    /// last page is free (R2). It waits for RAM where there is none (R9). For internal threads, and
+    /// for threads that touch no managed memory.
     ///
     /// # Errors
-    /// [`StillInUse`] when `patience` is over first.
+    /// [`RemoveError`]; [`RemoveError::StillInUse`] when `patience` is over first.
     pub fn remove_device(
         &self,
-        device: usize,
+        device: u8,
         patience: Duration,
         scratch: &mut Scratch,
-    ) -> Result<(), StillInUse> {
+    ) -> Result<(), RemoveError> {
+        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let new = memory.kill();
+        if !new && memory.chunks().all(DevPagemap::is_released) {
+            return Err(RemoveError::AlreadyRemoved);
+        }
+        self.empty(device, None, patience, scratch)?;
+        Ok(())
+    }
+
+    /// Removes one chunk of a device's memory while programs use its pages. [`Space::add_chunk`]
+    /// brings it back.
+    ///
+    /// # Errors
+    /// As [`Space::remove_device`].
+    pub fn remove_chunk(
+        &self,
+        device: u8,
+        chunk: usize,
+        patience: Duration,
+        scratch: &mut Scratch,
+    ) -> Result<(), RemoveError> {
+        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let pagemap = memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
+        if pagemap.is_released() {
+            return Err(RemoveError::AlreadyRemoved);
+        }
+        memory.kill_chunk(pagemap);
+        self.empty(device, Some(chunk), patience, scratch)
+    }
+
+    /// Adds a chunk to a device's memory: the next one, or one that was removed. Devices grow by
+    /// themselves when they are full; this is for a driver whose memory comes and goes.
+    ///
+    /// # Errors
+    /// [`AddChunkError`].
+    pub fn add_chunk(&self, device: u8, chunk: usize) -> Result<(), AddChunkError> {
+        let memory = self.find_device(device);
+        let memory = memory.ok_or(AddChunkError::NoSuchChunk)?;
+        memory.add_chunk(chunk, &|len| self.mmu.table(len))?;
+        Ok(())
+    }
+
+    /// Brings all pages of a device to RAM, and keeps the device: pages may come again at once.
+    ///
+    /// # Errors
+    /// As [`Space::remove_device`].
+    pub fn evict_device(
+        &self,
+        device: u8,
+        patience: Duration,
+        scratch: &mut Scratch,
+    ) -> Result<(), RemoveError> {
+        self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        self.empty(device, None, patience, scratch)
+    }
+
+    /// Brings all pages of a chunk to RAM, and keeps the chunk.
+    ///
+    /// # Errors
+    /// As [`Space::remove_device`].
+    pub fn evict_chunk(
+        &self,
+        device: u8,
+        chunk: usize,
+        patience: Duration,
+        scratch: &mut Scratch,
+    ) -> Result<(), RemoveError> {
+        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
+        self.empty(device, Some(chunk), patience, scratch)
+    }
+
+    /// Brings all pages of a device to RAM, and lets none come until [`Space::resume_device`]: as a
+    /// driver does before its device sleeps.
+    ///
+    /// # Errors
+    /// As [`Space::remove_device`]; the device is suspended all the same, with pages left on it.
+    pub fn suspend_device(
+        &self,
+        device: u8,
+        patience: Duration,
+        scratch: &mut Scratch,
+    ) -> Result<(), RemoveError> {
+        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        memory.set_suspended(true);
+        self.empty(device, None, patience, scratch)
+    }
+
+    /// Ends a suspension. `false`: the device was not suspended, or there is none.
+    pub fn resume_device(&self, device: u8) -> bool {
+        self.find_device(device)
+            .is_some_and(|memory| memory.set_suspended(false))
+    }
+
+    /// Evicts until no page is in use, on a device or in one of its chunks; releases what was killed.
+    fn empty(
+        &self,
+        device: u8,
+        chunk: Option<usize>,
+        patience: Duration,
+        scratch: &mut Scratch,
+    ) -> Result<(), RemoveError> {
         let start = Instant::now();
-        let pagemap = &self.devices[device];
-        pagemap.kill();
+        let memory = self.device(device);
+        let chunks = || {
+            memory
+                .chunks()
+                .filter(move |pagemap| chunk.is_none_or(|i| memory.chunk_of(pagemap.first()) == i))
+        };
         loop {
-            for page in (0..pagemap.high_water()).map(DevicePage) {
-                let at = DeviceAddr {
-                    device: device as u8,
-                    page,
-                };
-                // The owner may change under the look; the fault looks again by itself.
-                if let Some((owner, _)) = pagemap.owner(page)
-                    && self.state(owner) == State::Private(at)
-                {
-                    self.fault(owner, scratch);
-                }
-            }
+            let left_ram = self.evict_round(device, chunks().flat_map(DevPagemap::used));
             if let Some(_pass) = self.gate.enter(&self.mmu) {
-                pagemap.free_buried(self.device_stats(device as u8));
+                memory.free_buried(self.device_stats(device));
             }
-            if pagemap.references() == 0 {
+            let in_use = chunks().flat_map(DevPagemap::used).count();
+            chunks().for_each(|pagemap| {
+                memory.release(pagemap);
+            });
+            // A dying chunk is done with when it is released; a living one when it is empty.
+            if in_use == 0 && chunks().all(|pagemap| pagemap.is_alive() || pagemap.is_released()) {
+                memory.count_stored(self.device_stats(device));
                 return Ok(());
             }
             if start.elapsed() > patience {
-                return Err(StillInUse {
-                    pages: pagemap.in_use(),
-                });
+                let pages = chunks().flat_map(DevPagemap::used);
+                return Err(RemoveError::StillInUse(
+                    self.who_holds(device, pages, left_ram),
+                ));
             }
             self.reclaim(scratch);
             std::thread::yield_now();
         }
+    }
+
+    /// Brings to RAM what can be brought now; returns whether RAM was short.
+    fn evict_round(&self, device: u8, pages: impl Iterator<Item = DevicePage>) -> bool {
+        if !self.device(device).memory_type().migrates() {
+            return false;
+        }
+        let mut pages = pages.peekable();
+        let mut short = false;
+        while pages.peek().is_some() {
+            // No more than there is RAM for is taken from the program at a time.
+            let room = self.pool.available();
+            if room == 0 {
+                return true;
+            }
+            let batch = pages.by_ref().take(BATCH.min(room));
+            let mut migration = self.migrate_device_pages(device, batch);
+            migration.to_system();
+            let moved = migration.copy().pages().finalize();
+            short |= moved.left > 0 && self.pool.available() == 0;
+        }
+        short
+    }
+
+    fn who_holds(
+        &self,
+        device: u8,
+        pages: impl Iterator<Item = DevicePage>,
+        no_ram: bool,
+    ) -> StillInUse {
+        let memory = self.device(device);
+        let mut found = StillInUse {
+            no_ram,
+            ..StillInUse::default()
+        };
+        for page in pages {
+            found.pages += 1;
+            match memory.owner(page) {
+                Some(_) if memory.count(page) > 1 => found.held += 1,
+                Some(_) if memory.memory_type().migrates() => found.in_space += 1,
+                Some(_) => found.mapped += 1,
+                None => found.held += 1,
+            }
+        }
+        found
     }
 }

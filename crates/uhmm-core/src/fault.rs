@@ -7,15 +7,28 @@
 //! The path allocates nothing, logs nothing, and waits in one place only, for RAM, with nothing
 //! claimed and outside the gate (R18).
 
-use crate::addr::{PageData, PageNo, PageRange};
+use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::around::MAX_WINDOW;
+use crate::claims::{Run, Single};
 use crate::device::CopyOutError;
-use crate::entry::{DeviceAddr, State};
+use crate::entry::State;
 use crate::frames::Frame;
-use crate::migrate::Run;
-use crate::mmu::{Mmu, Progress, Stop};
+use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::pagemap::Held;
 use crate::space::Space;
+use arrayvec::ArrayVec;
+use std::sync::atomic::Ordering::AcqRel;
+
+/// What a thread did that met a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It read a missing page.
+    Read,
+    /// It wrote to a missing page.
+    Write,
+    /// It wrote to a present page whose writes are tracked ([`crate::mmu::Tracking::Writes`]).
+    Tracked,
+}
 
 /// Memory for the copies of one thread that serves faults.
 pub struct Scratch {
@@ -32,9 +45,6 @@ impl Default for Scratch {
 
 pub(crate) static ZEROS: [PageData; MAX_WINDOW] = [PageData::ZERO; MAX_WINDOW];
 
-/// How often a device is asked again before the fault itself is tried again.
-const COPY_TRIES: usize = 4;
-
 /// What one look at the page came to.
 enum Outcome {
     /// The faulting thread is, or will be, woken.
@@ -45,8 +55,8 @@ enum Outcome {
     NoRam,
 }
 
-/// A reference on a device page, and where that is.
-type OnDevice<'a, M> = (Held<'a, <M as Mmu>::Table>, DeviceAddr);
+/// References on the device pages of a window, and where those are.
+type HeldPages<'a, M> = ArrayVec<(Held<'a, <M as Mmu>::Table>, DeviceAddr), MAX_WINDOW>;
 
 /// RAM for a page, to be used up or given back.
 enum Ram {
@@ -58,19 +68,19 @@ enum Ram {
 
 impl<M: Mmu> Space<M> {
     /// Serves a fault on `page`. For internal threads.
-    pub fn fault(&self, page: PageNo, scratch: &mut Scratch) {
+    pub fn fault(&self, page: PageNo, access: Access, scratch: &mut Scratch) {
         if !self.range().contains(page) {
             return;
         }
         loop {
             let Some(pass) = self.gate.enter(&self.mmu) else {
-                if self.fault_while_closed(page, scratch) {
+                if self.fault_while_closed(page, access, scratch) {
                     return;
                 }
                 continue;
             };
             self.unmap_ahead();
-            let outcome = self.look(page, scratch);
+            let outcome = self.look(page, access, scratch);
             drop(pass);
             match outcome {
                 Outcome::Served => break,
@@ -81,17 +91,20 @@ impl<M: Mmu> Space<M> {
         self.relieve();
     }
 
-    fn look(&self, page: PageNo, scratch: &mut Scratch) -> Outcome {
+    fn look(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
         let seen = self.entries.load(page);
         match seen.state() {
             State::Migrating if self.entries.want(page, seen) => Outcome::Served,
             State::Migrating => Outcome::Again,
+            State::System { .. } if access == Access::Tracked => self.untrack(page),
+            // The page went after the write was stopped: the touch repeats, and finds it missing.
+            _ if access == Access::Tracked => self.served(page),
             State::Poisoned => {
                 self.mmu.poison(page);
                 self.served(page)
             }
-            State::System { .. } => self.look_again(page),
-            State::None | State::Private(_) => self.bring_in(page, scratch),
+            State::System { .. } | State::Coherent(_) => self.look_again(page),
+            State::None | State::Private(_) => self.bring_in(page, access, scratch),
             State::Limbo(_) => self.bring_back(page, scratch),
         }
     }
@@ -104,24 +117,67 @@ impl<M: Mmu> Space<M> {
     /// A fault on a page that should be mapped: another thread's fault was served first, or the page
     /// was dropped behind our back (a raw `madvise`), and then it reads as zero.
     fn look_again(&self, page: PageNo) -> Outcome {
-        let is_system = |_, state| matches!(state, State::System { .. });
-        let run = Run::collect(self, page, 1, is_system);
-        if run.pages().len == 0 {
+        let Some(claimed) = Single::claim(self, page, State::is_mapped) else {
             return Outcome::Again;
-        }
+        };
         self.stats().stale_faults.add(1);
-        // The outcome makes no difference: either way the page is mapped now, or the touch repeats.
-        let _ = self.mmu.copy(&ZEROS[..1], page);
-        drop(run);
+        let dropped = self.mmu.copy(&ZEROS[..1], page, Tracking::Off).pages == 1;
+        // Either way the page is mapped now, or the touch repeats.
+        let was = claimed.was();
+        if dropped && let Some(at) = was.device_page() {
+            claimed.settle(State::system(true));
+            match was {
+                // The frame of an arena was never charged, and is gone.
+                State::Coherent(_) => {
+                    self.pool.charge_existing(1, self.stats());
+                    self.put_page(at);
+                }
+                _ => self.drop_duplicate(at),
+            }
+        }
         self.served(page)
     }
 
+    /// A write to a page of which a device has the bytes: from now on it has not.
+    fn untrack(&self, page: PageNo) -> Outcome {
+        let is_system = |state| matches!(state, State::System { .. });
+        let Some(claimed) = Single::claim(self, page, is_system) else {
+            return Outcome::Again;
+        };
+        self.give_duplicate_up(claimed);
+        Outcome::Served
+    }
+
+    /// Ends the tracking of a page in RAM, which is nowhere else from now on.
+    pub(crate) fn give_duplicate_up(&self, claimed: Single<'_, M>) {
+        let duplicate = claimed.was().device_page();
+        self.mmu.untrack(claimed.page());
+        claimed.settle(State::system(true));
+        if let Some(at) = duplicate {
+            self.drop_duplicate(at);
+        }
+    }
+
+    /// Frees a device page that was the duplicate of a page in RAM. For internal threads.
+    pub(crate) fn drop_duplicate(&self, at: DeviceAddr) {
+        self.count_duplicates(-1);
+        self.put_page(at);
+    }
+
+    /// `more` pages in RAM have a duplicate on a device.
+    pub(crate) fn count_duplicates(&self, more: isize) {
+        let was = self.duplicates.fetch_add(more as usize, AcqRel);
+        let now = was.wrapping_add(more as usize);
+        self.stats().duplicate_pages.set(now as u64);
+    }
+
     /// From nowhere (zeros) or from a device, to new memory or to a warm frame.
-    fn bring_in(&self, page: PageNo, scratch: &mut Scratch) -> Outcome {
+    fn bring_in(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
         let fresh = self.state(page) == State::None;
-        let same = |_, state| match state {
+        let keep = !fresh && access == Access::Read && self.hints.read_mostly(page);
+        let same = |i, state| match state {
             State::None => fresh,
-            State::Private(_) => !fresh,
+            State::Private(_) => !fresh && (!keep || self.hints.read_mostly(page.plus(i))),
             _ => false,
         };
         let mut run = Run::collect(self, page, self.around.window(page), same);
@@ -131,12 +187,13 @@ impl<M: Mmu> Space<M> {
         let Some(ram) = self.ram_for(run.pages().len) else {
             return Outcome::NoRam;
         };
-        run.truncate(if let Ram::Charged(pages) = ram {
-            pages
-        } else {
-            1
-        });
-        let mut held = [const { None }; MAX_WINDOW];
+        // A warm frame is moved in, and the writes to what is moved are not tracked.
+        let (most, keep) = match ram {
+            Ram::Charged(pages) => (pages, keep),
+            Ram::Warm(_) => (1, false),
+        };
+        run.truncate(most);
+        let mut held = HeldPages::<M>::new();
         match self.copy_out(&run, &mut held, scratch) {
             Ok(()) => {}
             Err((0, error)) => {
@@ -156,7 +213,12 @@ impl<M: Mmu> Space<M> {
         } else {
             &scratch.pages[..]
         };
-        let (progress, unused) = self.install(&from[..run.pages().len], page, ram);
+        let tracking = if keep {
+            Tracking::Writes
+        } else {
+            Tracking::Off
+        };
+        let (progress, unused) = self.install(&from[..run.pages().len], page, ram, tracking);
         if let Some(ram) = unused {
             self.give_back(ram);
         }
@@ -169,17 +231,18 @@ impl<M: Mmu> Space<M> {
         } else {
             progress.pages
         };
+        let keep = keep && !present;
         run.settle(installed, |i| State::System {
             referenced: i == 0 && !fresh,
+            duplicate: held.get(i).filter(|_| keep).map(|(_, at)| *at),
         });
         drop(run);
-        for (i, slot) in held.iter_mut().enumerate() {
-            match slot.take() {
-                Some((reference, at)) if i < installed => {
-                    reference.leave(self.device_stats(at.device));
-                }
-                Some((reference, at)) => reference.end(self.device_stats(at.device)),
-                None => {}
+        for (i, (reference, at)) in held.into_iter().enumerate() {
+            let stats = self.device_stats(at.device);
+            if i < installed && !keep {
+                reference.leave(stats);
+            } else {
+                reference.end(stats);
             }
         }
         self.around.brought(page, installed.max(1));
@@ -188,6 +251,9 @@ impl<M: Mmu> Space<M> {
         } else {
             self.stats().device_faults.add(1);
             self.stats().pages_to_system.add(installed as u64);
+        }
+        if keep {
+            self.count_duplicates(installed as isize);
         }
         self.after(page, progress)
     }
@@ -198,35 +264,49 @@ impl<M: Mmu> Space<M> {
     fn copy_out<'a>(
         &'a self,
         run: &Run<'_, M>,
-        held: &mut [Option<OnDevice<'a, M>>],
+        held: &mut HeldPages<'a, M>,
         scratch: &mut Scratch,
     ) -> Result<(), (usize, CopyOutError)> {
-        for (i, slot) in held.iter_mut().enumerate().take(run.pages().len) {
+        let mut pages = ArrayVec::<DeviceAddr, MAX_WINDOW>::new();
+        let mut stop = None;
+        for i in 0..run.pages().len {
             let State::Private(at) = run.was(i) else {
-                continue;
+                return Ok(());
             };
-            let device = &self.devices[usize::from(at.device)];
-            let reference = device
-                .get(at.page)
-                .expect("an entry names a device page that is in use (R1)");
+            let reference = self.device(at.device).get(at.page);
+            let reference = reference.expect("an entry names a device page that is in use (R1)");
             // The entry's reference and ours; another holder may be writing to the page (R7).
-            let copied = if reference.count() > 2 {
-                Err(CopyOutError::Retry)
-            } else {
-                retried(|| device.load(&reference, &mut scratch.pages[i]))
-            };
-            if let Err(error) = copied {
-                let stats = self.device_stats(at.device);
-                if i == 0 && error == CopyOutError::Lost {
-                    reference.leave(stats);
-                } else {
-                    reference.end(stats);
-                }
-                return Err((i, error));
+            if reference.count() > 2 {
+                reference.end(self.device_stats(at.device));
+                stop = Some((i, CopyOutError::Retry));
+                break;
             }
-            *slot = Some((reference, at));
+            held.push((reference, at));
+            pages.push(at);
         }
-        Ok(())
+        let mut copied = 0;
+        for same in pages.chunk_by(|a, b| a.device == b.device) {
+            let to = &mut scratch.pages[copied..copied + same.len()];
+            for result in self.load_batch(same, to) {
+                if let Err(error) = result {
+                    stop = Some((copied, error));
+                    break;
+                }
+                copied += 1;
+            }
+            if copied < pages.len() && stop.is_some_and(|(at, _)| at == copied) {
+                break;
+            }
+        }
+        for (reference, at) in held.drain(copied..) {
+            let stats = self.device_stats(at.device);
+            if stop == Some((0, CopyOutError::Lost)) && pages.first() == Some(&at) {
+                reference.leave(stats);
+            } else {
+                reference.end(stats);
+            }
+        }
+        stop.map_or(Ok(()), Err)
     }
 
     /// RAM for up to `pages` pages, or for one, or `None`.
@@ -255,17 +335,25 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Maps copies of `from` at `page`; returns what of `ram` was not used.
-    fn install(&self, from: &[PageData], page: PageNo, ram: Ram) -> (Progress, Option<Ram>) {
+    fn install(
+        &self,
+        from: &[PageData],
+        page: PageNo,
+        ram: Ram,
+        tracking: Tracking,
+    ) -> (Progress, Option<Ram>) {
         match ram {
             Ram::Charged(charged) => {
-                let progress = self.mmu.copy(from, page);
+                let progress = self.mmu.copy(from, page, tracking);
                 let unused = charged - progress.pages;
                 (progress, (unused > 0).then_some(Ram::Charged(unused)))
             }
             Ram::Warm(frame) => {
                 self.mmu
                     .with_frame(&frame, &mut |data| data.0.copy_from_slice(&from[0].0));
-                let progress = self.mmu.put(frame.slot(), PageRange::new(page, 1));
+                let progress = self
+                    .mmu
+                    .put(Home::Pool(frame.slot()), PageRange::new(page, 1));
                 match progress {
                     Progress { pages: 1, .. } => {
                         self.pool.moved_out(frame.slot(), 1);
@@ -279,7 +367,7 @@ impl<M: Mmu> Space<M> {
                     } => {
                         self.mmu.drop_frames(frame.slot(), 1);
                         self.pool.moved_out(frame.slot(), 1);
-                        self.install(from, page, Ram::Charged(1))
+                        self.install(from, page, Ram::Charged(1), tracking)
                     }
                     _ => (progress, Some(Ram::Warm(frame))),
                 }
@@ -307,9 +395,9 @@ impl<M: Mmu> Space<M> {
         if run.pages().len == 0 {
             return Outcome::Again;
         }
-        let progress = self.mmu.put(first, run.pages());
+        let progress = self.mmu.put(Home::Pool(first), run.pages());
         self.pool.moved_out(first, progress.pages);
-        run.settle(progress.pages, |_| State::System { referenced: true });
+        run.settle(progress.pages, |_| State::system(true));
         self.stats().limbo_faults.add(1);
         self.around.brought(page, progress.pages.max(1));
         if progress.pages > 0 {
@@ -323,10 +411,10 @@ impl<M: Mmu> Space<M> {
                 let to = &mut scratch.pages[0];
                 self.mmu
                     .with_frame(&frame, &mut |data| to.0.copy_from_slice(&data.0));
-                let progress = self.mmu.copy(&scratch.pages[..1], page);
+                let progress = self.mmu.copy(&scratch.pages[..1], page, Tracking::Off);
                 if progress.pages == 1 {
                     self.pool.charge_existing(1, self.stats());
-                    run.settle(1, |_| State::System { referenced: true });
+                    run.settle(1, |_| State::system(true));
                     self.pool.put_free(frame);
                 }
                 drop(run);
@@ -352,14 +440,4 @@ impl<M: Mmu> Space<M> {
             _ => self.served(page),
         }
     }
-}
-
-fn retried(mut load: impl FnMut() -> Result<(), CopyOutError>) -> Result<(), CopyOutError> {
-    for _ in 1..COPY_TRIES {
-        match load() {
-            Err(CopyOutError::Retry) => {}
-            end => return end,
-        }
-    }
-    load()
 }

@@ -25,11 +25,11 @@
 //! only reads under them): see [`crate::lock`].
 
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange};
+use crate::claims::Single;
 use crate::entry::State;
-use crate::fault::{Scratch, ZEROS};
+use crate::fault::{Access, Scratch, ZEROS};
 use crate::lock::Lock;
-use crate::migrate::Run;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, Tracking};
 use crate::space::Space;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
@@ -88,7 +88,12 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Serves a fault while the gate is closed. `false`: look at the gate again.
-    pub(crate) fn fault_while_closed(&self, page: PageNo, scratch: &mut Scratch) -> bool {
+    pub(crate) fn fault_while_closed(
+        &self,
+        page: PageNo,
+        access: Access,
+        scratch: &mut Scratch,
+    ) -> bool {
         if self.fork_log.sealed.load(Acquire) {
             if self.gate.wait_open(&self.mmu, SEAL) {
                 return false;
@@ -105,10 +110,11 @@ impl<M: Mmu> Space<M> {
         let state = self.entries.state(page);
         let one = PageRange::new(page, 1);
         let from = match state {
-            State::None | State::System { .. } => &ZEROS[..1],
+            // Nothing is copied: the page is there.
+            _ if access == Access::Tracked => &[],
+            State::None | State::System { .. } | State::Coherent(_) => &ZEROS[..1],
             State::Private(at) => {
-                let device = self.devices[usize::from(at.device)].device();
-                if device.copy_out(at.page, &mut scratch.pages[0]).is_err() {
+                if self.load(at, &mut scratch.pages[0]).is_err() {
                     // Poisoning and retries are for the open gate.
                     drop(serving);
                     self.gate.wait_open(&self.mmu, PAUSE);
@@ -138,7 +144,9 @@ impl<M: Mmu> Space<M> {
         }
         self.fork_log.pages[next].store(page.0, Release);
         self.fork_log.len.store(next + 1, Release);
-        if self.mmu.copy(from, page).pages == 0 {
+        if from.is_empty() {
+            self.mmu.untrack(page);
+        } else if self.mmu.copy(from, page, Tracking::Off).pages == 0 {
             // Present: it was served, and logged, before. Anything else: the touch repeats.
             self.fork_log.len.store(next, Release);
             self.mmu.wake(one);
@@ -170,7 +178,7 @@ impl<M: Mmu> Space<M> {
         let serving = self.fork_log.serving.lock();
         self.mmu.present(self.range(), &mut |mapped| {
             for page in mapped.iter() {
-                if matches!(self.state(page), State::System { .. }) {
+                if self.state(page).is_mapped() {
                     continue;
                 }
                 if self.fork_log.iter().any(|logged| logged == page) {
@@ -180,11 +188,29 @@ impl<M: Mmu> Space<M> {
                 }
             }
         });
+        self.forget_duplicates();
         self.end_log();
         self.set_gauges();
         self.gate.open(&self.mmu);
         drop(serving);
         self.relieve();
+    }
+
+    /// In the child, where nobody was told of writes until now: what a device has of pages in RAM may
+    /// be out of date.
+    fn forget_duplicates(&self) {
+        if self.duplicates.load(Acquire) == 0 {
+            return;
+        }
+        self.entries.for_each_used(self.range(), |page, word| {
+            if let State::System {
+                duplicate: Some(_), ..
+            } = word.state()
+                && let Some(claimed) = Single::claim(self, page, |_| true)
+            {
+                self.bury_duplicate(claimed);
+            }
+        });
     }
 
     fn end_log(&self) {
@@ -199,25 +225,43 @@ impl<M: Mmu> Space<M> {
             .ram_budget_bytes
             .set((self.pool.budget() << PAGE_SHIFT) as u64);
         self.pool.uncharge(0, stats);
-        for (i, device) in self.devices.iter().enumerate() {
-            let held = self.device_stats(i as u8);
+        stats
+            .duplicate_pages
+            .set(self.duplicates.load(Acquire) as u64);
+        for (i, device) in self.devices() {
+            let held = self.device_stats(i);
             held.pages.set(device.in_use() as u64);
             held.pages_peak.raise(held.pages.get());
             device.count_stored(held);
         }
     }
 
-    /// A page on the log is mapped.
+    /// A page on the log is mapped, in RAM, and nowhere else.
     fn apply(&self, page: PageNo) {
-        let any = |_, state| !matches!(state, State::System { .. } | State::Poisoned);
-        let mut run = Run::collect(self, page, 1, any);
-        let Some(was) = run.first() else { return };
+        let Some(claimed) = Single::claim(self, page, |state| state != State::Poisoned) else {
+            return;
+        };
+        let was = claimed.was();
+        if matches!(was, State::System { .. }) {
+            self.bury_duplicate(claimed);
+            return;
+        }
         self.pool.charge_existing(1, self.stats());
-        run.settle(1, |_| State::System { referenced: true });
+        claimed.settle(State::system(true));
         match was {
-            State::Private(at) => self.devices[usize::from(at.device)].bury(at.page),
+            State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),
             State::Limbo(slot) => self.pool.put_free(self.pool.claim_limbo(slot)),
             _ => {}
+        }
+    }
+
+    /// A page in RAM is nowhere else from now on. For application threads.
+    pub(crate) fn bury_duplicate(&self, claimed: Single<'_, M>) {
+        if let Some(at) = claimed.was().device_page() {
+            self.mmu.untrack(claimed.page());
+            claimed.settle(State::system(true));
+            self.count_duplicates(-1);
+            self.device(at.device).bury(at.page);
         }
     }
 }

@@ -76,6 +76,16 @@ impl Gate {
         (self.phase.load(SeqCst) < DRAINING).then_some(pass)
     }
 
+    /// Enters as an internal thread does, however long a fork takes.
+    pub(crate) fn enter_patiently<'a, M: Mmu>(&'a self, mmu: &'a M) -> Pass<'a, M> {
+        loop {
+            if let Some(pass) = self.enter(mmu) {
+                return pass;
+            }
+            self.wait_open(mmu, Duration::from_millis(100));
+        }
+    }
+
     /// Enters as an application thread, waiting at most `patience` for the gate to open.
     ///
     /// The wait is bounded because the forking thread takes locks of the C library after it has

@@ -1,8 +1,8 @@
 //! Heterogeneous memory management itself, for user space.
 //!
 //! The state of every page is an entry ([`entry`]); device memory is pagemaps of reference-counted
-//! pages; pages move by [migration](mod@migrate) in named phases: on a [`fault`], by [`reclaim`], on
-//! [eviction of a device](evict). The core makes no system call: the CPU's page tables are behind
+//! pages, of several [types](memory_type); pages move in named phases: on a [`fault`], by [`reclaim`],
+//! by [request](migrate), on [eviction](evict). The core makes no system call: the CPU's page tables are behind
 //! the [`Mmu`](mmu::Mmu) trait, devices behind [`Device`](device::Device).
 //!
 //! `docs/page-life.md` has every state and edge, `docs/locking.md` who may wait for what.
@@ -10,17 +10,23 @@
 
 pub mod addr;
 mod around;
-mod bitmap;
+mod check;
+mod claims;
 pub mod device;
 pub mod entry;
 pub mod error;
 pub mod evict;
+pub mod failure;
 pub mod fault;
 pub mod fork;
 pub mod frames;
 mod gate;
+mod hints;
+pub mod hold;
 #[allow(unsafe_code)]
 pub mod lock;
+pub mod map;
+pub mod memory_type;
 pub mod migrate;
 pub mod mmu;
 mod pagemap;
@@ -30,5 +36,10 @@ pub mod reclaim;
 pub mod regions;
 mod space;
 pub mod stats;
+mod store;
+pub mod usage;
+pub mod walk;
 
+pub use hold::{DevicePages, PageRef};
+pub use pagemap::{AddChunkError, AllocError};
 pub use space::{MIN_BUDGET_PAGES, Space};

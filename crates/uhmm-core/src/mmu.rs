@@ -3,11 +3,12 @@
 //! `uhmm-linux` implements it with userfaultfd on a real address space; `uhmm-sim` in plain memory,
 //! so that the whole core runs where failures can be injected and schedules replayed.
 //!
-//! Two mappings are behind the trait: the *space*, whose pages the program touches and whose
-//! missing pages fault, and the *frame pool*, which no program knows. Moving a page between them
+//! Three kinds of mapping are behind the trait: the *space*, whose pages the program touches and
+//! whose missing pages fault; the *frame pool*, which no program knows; and for each device whose
+//! memory the CPU can map an *arena*, one slot for each of its pages. Moving a page between them
 //! moves the physical page; no byte is copied.
 
-use crate::addr::{FrameNo, PageData, PageNo, PageRange};
+use crate::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
 use crate::frames::Frame;
 use crate::stats::Stats;
 use std::ops::Deref;
@@ -60,6 +61,15 @@ pub enum Stop {
     NoMemory,
 }
 
+/// What the program may do with pages that are filled, within what its mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Whatever the mapping allows; nobody is told.
+    Off,
+    /// Read; a write is a fault ([`crate::fault::Access::Tracked`]) until [`Mmu::untrack`].
+    Writes,
+}
+
 /// The CPU's page tables, the frame pool's memory, and waiting.
 ///
 /// Calls on distinct pages may run at the same time. The core never makes two calls that change
@@ -74,19 +84,30 @@ pub trait Mmu: Send + Sync {
     /// Where the space's counters live.
     fn stats(&self) -> &Stats;
 
+    /// Makes an arena for the `pages` pages of `device`, once. Its memory is that of NUMA node
+    /// `node`, if one is named and the machine has it, else ordinary memory that stands in for it;
+    /// it costs nothing where it is not used. `false`: there is no room in the address space, or the
+    /// machine has no such node.
+    fn add_arena(&self, device: u8, pages: u32, node: Option<u32>) -> bool;
+
     /// Takes `pages` out of the space: their frames become the slots from `into` on, which are
-    /// empty. A later touch of the pages is a missing fault.
-    fn take(&self, pages: PageRange, into: FrameNo) -> Progress;
+    /// empty. A later touch of the pages is a missing fault. Write tracking ends.
+    fn take(&self, pages: PageRange, into: Home) -> Progress;
 
     /// Puts the frames in the slots from `from` on into the space as `pages`, which are missing.
-    /// The slots are empty afterwards. Wakes whoever waits for the pages.
-    fn put(&self, from: FrameNo, pages: PageRange) -> Progress;
+    /// The slots are empty afterwards. Wakes whoever waits for the pages. A slot of an arena
+    /// holds a frame once [`Mmu::with_arena`] was called for it.
+    fn put(&self, from: Home, pages: PageRange) -> Progress;
 
-    /// Moves present pages `from` to the missing pages from `to` on, within the space.
+    /// Moves present pages `from` to the missing pages from `to` on, within the space. Write
+    /// tracking ends.
     fn relocate(&self, from: PageRange, to: PageNo) -> Progress;
 
     /// Fills missing pages from `at` on with copies of `from`, in new memory. Wakes whoever waits.
-    fn copy(&self, from: &[PageData], at: PageNo) -> Progress;
+    fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress;
+
+    /// Ends write tracking of the present `page`, and wakes whoever waits to write to it.
+    fn untrack(&self, page: PageNo);
 
     /// Reads a present page of the space, whatever its protection; `false` if it cannot.
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool;
@@ -112,6 +133,18 @@ pub trait Mmu: Send + Sync {
 
     /// Gives the bytes of a frame to `with`.
     fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData));
+
+    /// Gives the bytes of up to [`BLOCK`](crate::frames::BLOCK) frames to `with`, to read. They
+    /// stay where they are, and as they are, for as long as the caller keeps the frames.
+    fn with_frames(&self, frames: &[&Frame], with: &mut dyn FnMut(&[&PageData]));
+
+    /// Gives the bytes of a device page whose frame is in its arena to `with`; an empty slot gets a
+    /// frame of zeros first. The caller has the page alone. `false`: the machine has no memory for
+    /// the frame, and `with` was not called.
+    fn with_arena(&self, at: DeviceAddr, with: &mut dyn FnMut(&mut PageData)) -> bool;
+
+    /// Gives the memory of `len` slots of an arena, filled or not, back to the machine.
+    fn drop_arena(&self, first: DeviceAddr, len: usize);
 
     /// Gives the memory of `len` frames from slot `first` on back to the machine; the slots are
     /// empty afterwards.

@@ -3,13 +3,13 @@
 //! These run on application threads: they settle entries by single compare-and-swaps, bury device
 //! pages instead of freeing them, and wait for nobody but the owner of a page in flight.
 
-use crate::addr::{FrameNo, PageData, PageNo, PageRange};
+use crate::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
+use crate::claims::{Run, Single};
 use crate::entry::State;
 use crate::error::RangeError;
 use crate::frames::BLOCK;
 use crate::gate::Pass;
-use crate::migrate::Run;
-use crate::mmu::{Mmu, Stop};
+use crate::mmu::{Mmu, Stop, Tracking};
 use crate::space::Space;
 use std::time::Duration;
 
@@ -54,6 +54,20 @@ impl<M: Mmu> Inside<'_, M> {
         Ok(())
     }
 
+    /// Says whether `pages` are mostly read. Then a device keeps its copy of what is read, and to push
+    /// an unmodified page out again copies nothing; the first write to such a page costs a fault.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`].
+    pub fn set_read_mostly(&self, pages: PageRange, on: bool) -> Result<(), RangeError> {
+        let range = self.space.range();
+        if pages.start < range.start || pages.end() > range.end() {
+            return Err(RangeError::NotManaged);
+        }
+        self.space.hints.set_read_mostly(pages, on);
+        Ok(())
+    }
+
     fn drop_pages(&self, pages: PageRange) {
         let space = self.space;
         let mut mapped = 0;
@@ -75,16 +89,46 @@ impl<M: Mmu> Inside<'_, M> {
                 space.entries.wait(page, &space.mmu);
                 continue;
             }
+            if let State::Coherent(at) = state {
+                if self.send_home(page, at) {
+                    return false;
+                }
+                continue;
+            }
             if !space.entries.forget(page, seen) {
                 continue;
             }
             match state {
-                State::Private(at) => space.devices[usize::from(at.device)].bury(at.page),
+                State::Private(at) => space.device(at.device).bury(at.page),
                 State::Limbo(slot) => space.pool.put_free(space.pool.claim_limbo(slot)),
+                State::System {
+                    duplicate: Some(at),
+                    ..
+                } => {
+                    space.count_duplicates(-1);
+                    space.device(at.device).bury(at.page);
+                }
                 _ => {}
             }
             return matches!(state, State::System { .. });
         }
+    }
+
+    /// Drops a mapped device page: its frame goes back to the arena. Where that cannot be (it is
+    /// pinned, or the range may not be touched any more) the frame is given up with the mapping,
+    /// unless it must keep its bytes. `false`: look again.
+    fn send_home(&self, page: PageNo, at: DeviceAddr) -> bool {
+        let space = self.space;
+        let Some(claimed) = Single::claim(space, page, |state| state == State::Coherent(at)) else {
+            return false;
+        };
+        let one = PageRange::new(page, 1);
+        if space.mmu.take(one, Home::Arena(at)).pages == 0 {
+            space.mmu.discard(one);
+        }
+        claimed.settle(State::None);
+        space.device(at.device).bury(at.page);
+        true
     }
 
     /// Moves the contents of `from` to the fresh, untouched pages from `to` on, which reads as
@@ -118,10 +162,22 @@ impl<M: Mmu> Inside<'_, M> {
         let space = self.space;
         loop {
             let first = space.entries.state(from);
+            if let State::System {
+                duplicate: Some(_), ..
+            } = first
+            {
+                // Writes at the new place are not tracked.
+                if let Some(claimed) = Single::claim(space, from, |state| state == first) {
+                    space.bury_duplicate(claimed);
+                }
+                continue;
+            }
             let same = |i, state| match (first, state) {
-                (State::System { .. }, State::System { .. }) => true,
+                (State::System { .. }, State::System { duplicate, .. }) => duplicate.is_none(),
                 (State::Limbo(slot), state) => state == State::Limbo(slot.plus(i)),
-                (State::Private(_) | State::Poisoned, _) => i == 0 && state == first,
+                (State::Private(_) | State::Coherent(_) | State::Poisoned, _) => {
+                    i == 0 && state == first
+                }
                 _ => false,
             };
             let mut run = Run::collect(space, from, most, same);
@@ -146,11 +202,18 @@ impl<M: Mmu> Inside<'_, M> {
             let len = run.pages().len;
             let moved = match first {
                 State::Private(at) => {
-                    space.devices[usize::from(at.device)].change_owner(at.page, to);
+                    space.device(at.device).set_owner(at.page, to);
                     1
                 }
+                State::Coherent(at) => {
+                    let progress = self.move_or_unshare(run.pages(), to);
+                    if progress > 0 {
+                        space.device(at.device).set_owner(at.page, to);
+                    }
+                    progress
+                }
                 State::Limbo(slot) => {
-                    let progress = space.mmu.put(slot, PageRange::new(to, len));
+                    let progress = space.mmu.put(Home::Pool(slot), PageRange::new(to, len));
                     space.pool.moved_out(slot, progress.pages);
                     progress.pages
                 }
@@ -161,9 +224,10 @@ impl<M: Mmu> Inside<'_, M> {
                 _ => self.move_mapped(run.pages(), to),
             };
             let state = match first {
-                State::Limbo(_) | State::System { .. } => State::System { referenced: false },
+                State::Limbo(_) | State::System { .. } => State::system(false),
                 other => other,
             };
+
             target.settle(moved, |_| state);
             run.settle(moved, |_| State::None);
             if moved > 0 {
@@ -172,32 +236,62 @@ impl<M: Mmu> Inside<'_, M> {
             // What is mapped at a claimed entry that says None is not known to anyone.
             space.mmu.discard(target.pages());
             drop((run, target));
-            if let State::Limbo(slot) = first
-                && self.relocate_frame(from, slot, to)
-            {
-                return 1;
+            match first {
+                State::Limbo(slot) if self.relocate_frame(from, slot, to) => return 1,
+                // The page of a device whose frame cannot be moved goes on as a page in RAM.
+                State::Coherent(at) if self.relocate_bytes(from, at, to) => return 1,
+                _ => {}
             }
             std::thread::yield_now();
         }
     }
 
-    /// Moves mapped pages; what cannot be moved (pinned, not writable) is copied.
-    fn move_mapped(&self, from: PageRange, to: PageNo) -> usize {
+    /// Moves mapped pages, which are made private to this process where they are not.
+    fn move_or_unshare(&self, from: PageRange, to: PageNo) -> usize {
         let mmu = &self.space.mmu;
         let mut progress = mmu.relocate(from, to);
         if progress.pages == 0 && progress.stop == Some(Stop::Busy) {
             mmu.unshare(from);
             progress = mmu.relocate(from, to);
         }
-        if progress.pages > 0 {
-            return progress.pages;
+        progress.pages
+    }
+
+    /// Moves mapped pages; what cannot be moved (pinned, not writable) is copied.
+    fn move_mapped(&self, from: PageRange, to: PageNo) -> usize {
+        let moved = self.move_or_unshare(from, to);
+        if moved > 0 {
+            return moved;
         }
+        let mmu = &self.space.mmu;
         let mut data = [PageData::ZERO];
-        if mmu.peek(from.start, &mut data[0]) && mmu.copy(&data, to).pages == 1 {
+        if mmu.peek(from.start, &mut data[0]) && mmu.copy(&data, to, Tracking::Off).pages == 1 {
             mmu.discard(PageRange::new(from.start, 1));
             return 1;
         }
         0
+    }
+
+    /// A mapped device page that cannot be moved: its bytes are copied, to RAM. `false`: look again.
+    fn relocate_bytes(&self, from: PageNo, at: DeviceAddr, to: PageNo) -> bool {
+        let space = self.space;
+        let mut run = Run::collect(space, from, 1, |_, state| state == State::Coherent(at));
+        let mut target = Run::collect(space, to, 1, |_, state| state == State::None);
+        if run.first().is_none() || target.first().is_none() {
+            return false;
+        }
+        let mut data = [PageData::ZERO];
+        if !space.mmu.peek(from, &mut data[0])
+            || space.mmu.copy(&data, to, Tracking::Off).pages == 0
+        {
+            return false;
+        }
+        space.mmu.discard(run.pages());
+        space.pool.charge_existing(1, space.stats());
+        target.settle(1, |_| State::system(false));
+        run.settle(1, |_| State::None);
+        space.device(at.device).bury(at.page);
+        true
     }
 
     /// A frame in limbo that cannot be moved to a range that is not writable: its bytes are copied.
@@ -214,11 +308,11 @@ impl<M: Mmu> Inside<'_, M> {
         space
             .mmu
             .with_frame(&frame, &mut |bytes| data[0].0.copy_from_slice(&bytes.0));
-        if space.mmu.copy(&data, to).pages == 0 {
+        if space.mmu.copy(&data, to, Tracking::Off).pages == 0 {
             return false;
         }
         space.pool.charge_existing(1, space.stats());
-        target.settle(1, |_| State::System { referenced: false });
+        target.settle(1, |_| State::system(false));
         run.settle(1, |_| State::None);
         space.pool.put_free(frame);
         true

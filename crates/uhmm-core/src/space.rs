@@ -1,6 +1,6 @@
 //! The space: one managed address range with its pages, frames and devices.
 
-use crate::addr::{DevicePage, PageNo, PageRange};
+use crate::addr::{PageNo, PageRange};
 use crate::around::Around;
 use crate::device::Device;
 use crate::entry::{EntryTable, MAX_DEVICE_PAGES, State};
@@ -8,11 +8,15 @@ use crate::error::BuildError;
 use crate::fork::ForkLog;
 use crate::frames::FramePool;
 use crate::gate::Gate;
+use crate::hints::Hints;
+use crate::lock::Lock;
 use crate::mmu::Mmu;
-use crate::pagemap::Pagemap;
+use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
 use crate::reclaim::Reclaim;
 use crate::stats::{DeviceStats, MAX_DEVICES, Stats};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 
 /// The least budget, in pages: below it there is no room for a batch on its way out beside the
 /// pages in use.
@@ -28,7 +32,12 @@ pub struct Space<M: Mmu> {
     pub(crate) mmu: M,
     pub(crate) entries: EntryTable<M::Table>,
     pub(crate) pool: FramePool<M::Table>,
-    pub(crate) devices: Vec<Pagemap<M::Table>>,
+    /// In the order in which they were added; a place is never used again.
+    devices: [OnceLock<DeviceMemory<M::Table>>; MAX_DEVICES],
+    adding: Lock<()>,
+    /// Pages in RAM that have a duplicate on a device.
+    pub(crate) duplicates: AtomicUsize,
+    pub(crate) hints: Hints<M::Table>,
     pub(crate) gate: Gate,
     pub(crate) around: Around,
     pub(crate) fork_log: ForkLog,
@@ -61,25 +70,80 @@ impl<M: Mmu> Space<M> {
         let table = |len| mmu.table(len);
         let entries = EntryTable::new(range, table).ok_or(BuildError::NoAddressSpace)?;
         let pool = FramePool::new(budget_pages, table).ok_or(BuildError::NoAddressSpace)?;
-        let devices = devices
-            .into_iter()
-            .map(|device| Pagemap::new(device, MAX_DEVICE_PAGES, table))
-            .collect::<Option<Vec<_>>>()
-            .ok_or(BuildError::NoAddressSpace)?;
+        let hints = Hints::new(range, table).ok_or(BuildError::NoAddressSpace)?;
         mmu.stats()
             .ram_budget_bytes
             .set((budget_pages * crate::addr::PAGE_SIZE) as u64);
-        Ok(Self {
+        let space = Self {
             reclaim: Reclaim::new(range.start, budget_pages),
             mmu,
             entries,
             pool,
-            devices,
+            devices: [const { OnceLock::new() }; MAX_DEVICES],
+            adding: Lock::new(()),
+            duplicates: AtomicUsize::new(0),
+            hints,
             gate: Gate::default(),
             around: Around::default(),
             fork_log: ForkLog::default(),
             protection: Protection::default(),
+        };
+        for device in devices {
+            space.add_device(device)?;
+        }
+        Ok(space)
+    }
+
+    /// Adds a device while the space is in use; returns its number. Devices are filled in the order
+    /// in which they were added, and the number of one that was removed is not used again.
+    ///
+    /// # Errors
+    /// [`BuildError::TooManyDevices`], [`BuildError::NoAddressSpace`], and what is wrong with the
+    /// device itself: [`BuildError::ChunkPages`], [`BuildError::NoNode`].
+    pub fn add_device(&self, device: Box<dyn Device>) -> Result<u8, BuildError> {
+        let info = device.info();
+        if info.chunk_pages < 1 << MAX_ORDER || !info.chunk_pages.is_power_of_two() {
+            return Err(BuildError::ChunkPages {
+                pages: info.chunk_pages,
+            });
+        }
+        let memory = DeviceMemory::new(device, MAX_DEVICE_PAGES, &|len| self.mmu.table(len))
+            .ok_or(BuildError::NoAddressSpace)?;
+        let capacity = info.capacity_pages.min(MAX_DEVICE_PAGES);
+        let _one_at_a_time = self.adding.lock();
+        let free = self.devices.iter().position(|slot| slot.get().is_none());
+        if let Some(index) = free {
+            if info.memory.is_mapped() && !self.mmu.add_arena(index as u8, capacity, info.node) {
+                return Err(match info.node {
+                    Some(node) => BuildError::NoNode { node },
+                    None => BuildError::NoAddressSpace,
+                });
+            }
+            let added = self.devices[index].set(memory);
+            debug_assert!(added.is_ok(), "the place was free, and is ours");
+            return Ok(index as u8);
+        }
+        Err(BuildError::TooManyDevices {
+            devices: MAX_DEVICES + 1,
         })
+    }
+
+    /// The device that an entry names.
+    pub(crate) fn device(&self, device: u8) -> &DeviceMemory<M::Table> {
+        self.devices[usize::from(device)]
+            .get()
+            .expect("an entry names a device that was added")
+    }
+
+    /// The device with this number, if there is one.
+    pub(crate) fn find_device(&self, device: u8) -> Option<&DeviceMemory<M::Table>> {
+        self.devices.get(usize::from(device))?.get()
+    }
+
+    /// All devices with their numbers, in order.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
+        let slots = (0..).zip(&self.devices);
+        slots.filter_map(|(i, slot)| Some((i, slot.get()?)))
     }
 
     /// The MMU under this space.
@@ -104,59 +168,5 @@ impl<M: Mmu> Space<M> {
     /// The state of a page now; out of date as soon as it is read. For tests and reports.
     pub fn state(&self, page: PageNo) -> State {
         self.entries.state(page)
-    }
-
-    /// Checks everything that must hold while nothing is in flight, and panics where it does not.
-    /// For tests: it walks all that is in use, and nobody else may use the space meanwhile.
-    ///
-    /// - each device page in use has one reference, and the entry of its owner names it (R1);
-    /// - each page in limbo has a frame of its own, in use and not free;
-    /// - the charge is the number of pages mapped, in limbo and free.
-    pub fn check_invariants(&self) {
-        let (mut system, mut limbo, mut private) = (0, 0, vec![0; self.devices.len()]);
-        self.entries
-            .for_each_used(self.range(), |page, word| match word.state() {
-                State::System { .. } => system += 1,
-                State::Limbo(slot) => {
-                    limbo += 1;
-                    assert_eq!(self.pool.claim_limbo(slot).slot(), slot);
-                }
-                State::Private(at) => {
-                    private[usize::from(at.device)] += 1;
-                    let owner = self.devices[usize::from(at.device)].owner(at.page);
-                    assert_eq!(
-                        owner,
-                        Some((page, 1)),
-                        "{page:?} is on {at:?}, which says otherwise"
-                    );
-                }
-                State::Migrating => panic!("{page:?} is in flight while nothing should be"),
-                State::None | State::Poisoned => {}
-            });
-        assert_eq!(
-            self.entries.mapped(),
-            system,
-            "the counts of mapped pages add up"
-        );
-        let in_limbo: u32 = self
-            .pool
-            .blocks()
-            .map(|block| self.pool.in_limbo(block).count_ones())
-            .sum();
-        assert_eq!(in_limbo, limbo, "a frame is held by no page");
-        assert_eq!(
-            self.pool.charged(),
-            system + limbo as usize + self.pool.free_frames(),
-            "the charge is what exists"
-        );
-        for (device, held) in self.devices.iter().zip(private) {
-            let used = (0..device.high_water())
-                .filter(|&page| device.owner(DevicePage(page)).is_some())
-                .count();
-            assert_eq!(
-                used, held,
-                "device pages in use are those that entries name"
-            );
-        }
     }
 }

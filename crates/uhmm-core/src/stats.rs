@@ -83,6 +83,10 @@ pub struct Stats {
     pub busy_pages: Counter,
     /// Times a fault had to wait for the reclaimer.
     pub reclaim_waits: Counter,
+    /// Pages in RAM now of which a device still has the same bytes.
+    pub duplicate_pages: Counter,
+    /// Pages pushed out without a copy, because a device had their bytes.
+    pub clean_evictions: Counter,
     /// Each device, in the order in which they are used.
     pub devices: [DeviceStats; MAX_DEVICES],
 }

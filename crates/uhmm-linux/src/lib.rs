@@ -1,6 +1,7 @@
 //! The real MMU: userfaultfd, the frame pool's memory, the fault engines, and the probe.
 
 pub mod abi;
+pub mod arena;
 pub mod child;
 pub mod end;
 pub mod engine;

@@ -93,7 +93,8 @@ impl Mapping {
         unsafe { mm::mprotect(self.at(offset).cast(), len, flags) }
     }
 
-    /// Maps `len` bytes from `offset` on afresh, without access, in place of what is there.
+    /// Maps `len` bytes from `offset` on afresh, without access, in place of what is there, and
+    /// without huge pages.
     ///
     /// # Errors
     /// What `mmap` returns.
@@ -103,6 +104,7 @@ impl Mapping {
         // SAFETY: within this mapping, whose contents the caller gives up.
         unsafe { mm::mmap_anonymous(self.at(offset).cast(), len, ProtFlags::empty(), flags)? };
         self.leave_out_of_dumps();
+        self.refuse_huge_pages(offset, len);
         Ok(())
     }
 
@@ -121,6 +123,13 @@ impl Mapping {
     pub fn leave_out_of_dumps(&self) {
         // SAFETY: within this mapping; changes nothing that is in it.
         let _ = unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontDump) };
+    }
+
+    /// Forbids huge pages in `len` bytes from `offset` on: they hold more memory than was asked for.
+    pub fn refuse_huge_pages(&self, offset: usize, len: usize) {
+        assert!(offset + len <= self.len);
+        // SAFETY: within this mapping; changes nothing that is in it.
+        let _ = unsafe { mm::madvise(self.at(offset).cast(), len, Advice::LinuxNoHugepage) };
     }
 }
 

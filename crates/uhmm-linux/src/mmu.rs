@@ -1,34 +1,44 @@
-//! The real [`Mmu`]: a reserved address range and the frame pool, both registered with one
-//! userfaultfd.
+//! The real [`Mmu`]: a reserved address range, the frame pool and the devices' arenas, all registered
+//! with one userfaultfd.
 //!
 //! The space is reserved without access; whoever hands parts of it out gives them access with
-//! `mprotect`. The pool is one mapping of slots, all of it writable. Each is registered once and
-//! whole, so the number of regions a program makes costs no registrations (docs/faults.md).
+//! `mprotect`. It is registered for missing and for write-protected pages. The pool is one mapping of
+//! slots, all of it writable, and so is each [`Arena`]; they are registered for missing pages, only
+//! because a move's destination must be. Each is registered once and whole, so the number of regions
+//! a program makes costs no registrations (docs/faults.md).
 //!
 //! Moving a page needs both mappings to be writable and each range to lie within one kernel
 //! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
 use crate::abi::uffd::{Done, OpenError, Uffd};
-use crate::abi::{futex, pagemap};
+use crate::abi::{futex, numa, pagemap};
+use crate::arena::Arena;
 use crate::mapping::{Mapping, Table};
 use crate::shared_stats::Slot;
-use linux_raw_sys::general::{UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON};
+use linux_raw_sys::general::{
+    UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON,
+};
 use rustix::io::{self, Errno};
 use rustix::mm::{self, Advice, MprotectFlags};
 use std::fmt;
 use std::ops::Range;
+use std::slice;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use uhmm_core::addr::{FrameNo, PAGE_SIZE, PageData, PageNo, PageRange};
-use uhmm_core::frames::{Frame, slots_for};
-use uhmm_core::mmu::{Mmu, Progress, Stop};
-use uhmm_core::stats::Stats;
+use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PAGE_SIZE, PageData, PageNo, PageRange};
+use uhmm_core::frames::{BLOCK, Frame, slots_for};
+use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
+use uhmm_core::stats::{MAX_DEVICES, Stats};
 
 /// userfaultfd features that uhmm cannot do without.
-pub const FEATURES: u64 = UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64;
+pub const FEATURES: u64 =
+    UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64 | UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
 
-/// How often a move that met a race is tried again before the caller hears of it.
+/// How often a call that met a race is tried again before the caller hears of it.
 const RACES: usize = 16;
+
+static ZEROS: PageData = PageData::ZERO;
 
 /// The lowest descriptor number for the userfaultfd: high, if the limit on open files allows.
 fn high_fd() -> i32 {
@@ -76,6 +86,7 @@ pub struct LinuxMmu {
     uffd: Uffd,
     space: Mapping,
     pool: Mapping,
+    arenas: [OnceLock<Arena>; MAX_DEVICES],
     stats: Slot,
     exhausted: fn(),
 }
@@ -102,19 +113,17 @@ impl LinuxMmu {
             .map_err(SetupError::Reserve)?;
         for mapping in [&space, &pool] {
             mapping.leave_out_of_dumps();
-            // SAFETY: only forbids huge pages, which hold more memory than was asked for.
-            let _ = unsafe {
-                mm::madvise(mapping.at(0).cast(), mapping.len(), Advice::LinuxNoHugepage)
-            };
+            mapping.refuse_huge_pages(0, mapping.len());
         }
         let mmu = Self {
             uffd,
             space,
             pool,
+            arenas: [const { OnceLock::new() }; MAX_DEVICES],
             stats,
             exhausted,
         };
-        mmu.register_pool()?;
+        mmu.register_slots(mmu.pool.address()..mmu.pool.address() + mmu.pool.len())?;
         mmu.register(mmu.space_range())?;
         Ok(mmu)
     }
@@ -125,10 +134,10 @@ impl LinuxMmu {
         PageRange::new(start, self.space.len() / PAGE_SIZE)
     }
 
-    fn register_pool(&self) -> Result<(), SetupError> {
-        let pool = self.pool.address()..self.pool.address() + self.pool.len();
+    /// Registers the pool or an arena.
+    fn register_slots(&self, range: Range<usize>) -> Result<(), SetupError> {
         self.uffd
-            .register(pool, false)
+            .register(range, false)
             .map(drop)
             .map_err(SetupError::Register)
     }
@@ -140,21 +149,23 @@ impl LinuxMmu {
     /// [`SetupError::Register`].
     pub fn register(&self, pages: PageRange) -> Result<(), SetupError> {
         self.uffd
-            .register(bytes(pages), false)
+            .register(bytes(pages), true)
             .map(drop)
             .map_err(SetupError::Register)
     }
 
     /// Sets the MMU up again in the child of a fork: the kernel has copied the memory, but not the
     /// registrations. The pages of the space are left to [`LinuxMmu::register`], since only the
-    /// caller knows which of them are ours.
+    /// caller knows which of them are ours. No page is tracked in the child.
     ///
     /// # Errors
     /// [`SetupError`].
     pub fn set_up_in_child(&self) -> Result<(), SetupError> {
         let _ = self.stats.reclaim_after_fork();
         self.uffd.renew(FEATURES).map_err(SetupError::Open)?;
-        self.register_pool()
+        self.register_slots(self.pool.address()..self.pool.address() + self.pool.len())?;
+        let mut arenas = self.arenas.iter().filter_map(OnceLock::get);
+        arenas.try_for_each(|arena| self.register_slots(arena.range()))
     }
 
     /// The userfaultfd, for the engines.
@@ -185,6 +196,10 @@ impl LinuxMmu {
         self.space
             .renew(offset, pages.bytes())
             .map_err(SetupError::Reserve)?;
+        let mut arenas = self.arenas.iter().filter_map(OnceLock::get);
+        if arenas.any(Arena::is_bound) {
+            leave_frames_where_they_are(bytes(pages));
+        }
         self.register(pages)
     }
 
@@ -199,8 +214,18 @@ impl LinuxMmu {
         let _ = self.is_writable(page);
     }
 
-    fn slot_address(&self, slot: FrameNo) -> usize {
-        self.pool.address() + slot.0 as usize * PAGE_SIZE
+    fn arena(&self, device: u8) -> &Arena {
+        let arena = self.arenas.get(usize::from(device));
+        let arena = arena.and_then(OnceLock::get);
+        arena.unwrap_or_else(|| panic!("device {device} has no arena"))
+    }
+
+    /// The address of the first of `pages` slots from `home` on.
+    fn home_address(&self, home: Home, pages: usize) -> usize {
+        match home {
+            Home::Pool(slot) => self.pool.address() + slot.0 as usize * PAGE_SIZE,
+            Home::Arena(at) => self.arena(at.device).address(at.page, pages),
+        }
     }
 
     /// Moves pages, and says why the first that was not moved was not.
@@ -262,13 +287,17 @@ impl LinuxMmu {
     }
 
     /// Copies pages to missing ones, all within one mapping.
-    fn copy_within(&self, from: &[PageData], at: PageNo) -> Progress {
+    fn copy_within(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
         drive(from.len(), |done, len| {
             let pages = &from[done..done + len];
             // SAFETY: pages are plain bytes, one after the other.
             let data =
-                unsafe { std::slice::from_raw_parts(pages.as_ptr().cast::<u8>(), len * PAGE_SIZE) };
-            let result = self.uffd.copy(data, at.address() + done * PAGE_SIZE);
+                unsafe { slice::from_raw_parts(pages.as_ptr().cast::<u8>(), len * PAGE_SIZE) };
+            let to = at.address() + done * PAGE_SIZE;
+            let result = match tracking {
+                Tracking::Off => self.uffd.copy(data, to),
+                Tracking::Writes => self.uffd.copy_write_protected(data, to),
+            };
             let stop = match result.stopped {
                 None => return (result, Verdict::Done),
                 Some(Errno::EXIST) => Stop::Present,
@@ -280,11 +309,57 @@ impl LinuxMmu {
         })
     }
 
-    /// Makes present pages private to this process again after a fork.
-    fn populate(&self, address: usize, len: usize) {
-        // SAFETY: present pages of our own mappings; a private copy changes no bytes.
-        let _ = unsafe { mm::madvise(address as *mut _, len, Advice::LinuxPopulateWrite) };
+    /// Makes the present pages of `range` private to this process again after a fork. Missing ones
+    /// are not touched: that would wait for ourselves.
+    fn populate_present(&self, range: Range<usize>) {
+        let scanned = pagemap::scan(range, pagemap::PRESENT | pagemap::SWAPPED, |found, _| {
+            // SAFETY: present pages of our own mappings; a private copy changes no bytes.
+            let _ = unsafe {
+                mm::madvise(
+                    found.start as *mut _,
+                    found.len(),
+                    Advice::LinuxPopulateWrite,
+                )
+            };
+        });
+        debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
     }
+
+    /// Moves frames from the pool or an arena into the space.
+    fn put_all(&self, slot: usize, to: usize, pages: usize) -> Progress {
+        let progress = self.move_all(slot, to, pages);
+        if progress.stop != Some(Stop::Busy) {
+            return progress;
+        }
+        // Frames are pinned by nobody, so these are shared with the other side of a fork.
+        let done = progress.pages * PAGE_SIZE;
+        self.populate_present(slot + done..slot + pages * PAGE_SIZE);
+        let rest = self.move_all(slot + done, to + done, pages - progress.pages);
+        Progress {
+            pages: progress.pages + rest.pages,
+            stop: rest.stop,
+        }
+    }
+
+    /// Gives an empty slot of an arena a frame of zeros, of the arena's own memory. By a copy, since
+    /// a touch would wait for ourselves. `false`: there is no memory for it.
+    fn fill(&self, slot: PageNo) -> bool {
+        let zeros = slice::from_ref(&ZEROS);
+        (0..RACES).any(|_| match self.copy_within(zeros, slot, Tracking::Off) {
+            Progress { pages: 1, .. } => true,
+            progress => progress.stop == Some(Stop::Present),
+        })
+    }
+}
+
+/// Keeps the kernel's automatic NUMA balancing away from part of the space: it would move a device's
+/// frames, where the program has them mapped, to the memory of the CPU that touches them, and only
+/// the driver decides what is in device memory (R13). It looks only at mappings under a policy that
+/// lets it migrate; the system's own does, one set without `MPOL_F_NUMA_BALANCING` does not. New
+/// pages then come from the local node even if the program was started with another policy. A
+/// kernel that refuses has no balancing, or does not let us say so: that costs speed only.
+fn leave_frames_where_they_are(range: Range<usize>) {
+    let _ = numa::prefer_local(range);
 }
 
 fn bytes(pages: PageRange) -> Range<usize> {
@@ -343,41 +418,74 @@ impl Mmu for LinuxMmu {
         &self.stats
     }
 
-    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
-        self.move_all(pages.start.address(), self.slot_address(into), pages.len)
+    fn add_arena(&self, device: u8, pages: u32, node: Option<u32>) -> bool {
+        let Some(place) = self.arenas.get(usize::from(device)) else {
+            return false;
+        };
+        if place.get().is_some() {
+            return false;
+        }
+        let Some(arena) = Arena::new(pages, node) else {
+            return false;
+        };
+        if self.register_slots(arena.range()).is_err() {
+            return false;
+        }
+        if arena.is_bound() {
+            leave_frames_where_they_are(bytes(self.space_range()));
+        }
+        place.set(arena).is_ok()
     }
 
-    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
-        let (slot, to) = (self.slot_address(from), pages.start.address());
-        let progress = self.move_all(slot, to, pages.len);
-        if progress.stop != Some(Stop::Busy) {
-            return progress;
+    fn take(&self, pages: PageRange, into: Home) -> Progress {
+        let to = self.home_address(into, pages.len);
+        let progress = self.move_all(pages.start.address(), to, pages.len);
+        if let Home::Arena(at) = into {
+            self.arena(at.device).set_filled(at.page, progress.pages);
         }
-        // Frames are pinned by nobody, so these are shared with the other side of a fork.
-        let done = progress.pages * PAGE_SIZE;
-        self.populate(slot + done, pages.bytes() - done);
-        let rest = self.move_all(slot + done, to + done, pages.len - progress.pages);
-        Progress {
-            pages: progress.pages + rest.pages,
-            stop: rest.stop,
+        progress
+    }
+
+    fn put(&self, from: Home, pages: PageRange) -> Progress {
+        let slot = self.home_address(from, pages.len);
+        let progress = self.put_all(slot, pages.start.address(), pages.len);
+        if let Home::Arena(at) = from {
+            self.arena(at.device).set_empty(at.page, progress.pages);
         }
+        progress
     }
 
     fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
         self.move_all(from.start.address(), to.address(), from.len)
     }
 
-    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
-        let progress = self.copy_within(from, at);
+    fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
+        let progress = self.copy_within(from, at, tracking);
         if from.len() == 1 || progress != Progress::stopped(0, Stop::Unmapped) {
             return progress;
         }
         // A mapping ends within these pages. Only the first is sure to be in it: beyond its end is
         // somebody else's mapping, or nobody's, and nothing may be put there.
-        match self.copy_within(&from[..1], at) {
+        match self.copy_within(&from[..1], at, tracking) {
             Progress { pages: 1, .. } => Progress::stopped(1, Stop::Unmapped),
             nothing => nothing,
         }
+    }
+
+    fn untrack(&self, page: PageNo) {
+        let range = bytes(PageRange::new(page, 1));
+        for _ in 0..RACES {
+            match self.uffd.write_protect(range.clone(), false) {
+                // Whoever waits has been woken.
+                Ok(()) => return,
+                // Only while an event of the mapping is unread, and none is requested.
+                Err(Errno::AGAIN) => {}
+                Err(_) => break,
+            }
+        }
+        // Still changing, or not the space's any more. Nobody may sleep on for that: the touch
+        // repeats, and meets the protection again if it is still there.
+        self.wake(PageRange::new(page, 1));
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
@@ -392,6 +500,9 @@ impl Mmu for LinuxMmu {
         .is_ok_and(|read| read == PAGE_SIZE)
     }
 
+    /// Not for a tracked page: populating it for writing is a write to it, which waits for a handler
+    /// of ours, and that for whoever has the page claimed: the caller. The core asks this of no
+    /// tracked page that it has claimed.
     fn is_writable(&self, page: PageNo) -> bool {
         // SAFETY: the page is present: this changes nothing, and asks for the right to write.
         unsafe {
@@ -421,11 +532,10 @@ impl Mmu for LinuxMmu {
         let _ = self.uffd.poison(bytes(PageRange::new(page, 1)));
     }
 
+    /// Not for tracked pages, for the reason given at `is_writable`: the core ends tracking first.
+    /// Nor for missing ones, and those are passed over.
     fn unshare(&self, pages: PageRange) {
-        // Only what is present: touching a missing page here would wait for ourselves.
-        self.present(pages, &mut |present| {
-            self.populate(present.start.address(), present.bytes());
-        });
+        self.populate_present(bytes(pages));
     }
 
     fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
@@ -449,6 +559,37 @@ impl Mmu for LinuxMmu {
             .cast::<PageData>();
         // SAFETY: a `Frame` is the sole right to use its slot, which holds a page, aligned.
         with(unsafe { &mut *slot });
+    }
+
+    fn with_frames(&self, frames: &[&Frame], with: &mut dyn FnMut(&[&PageData])) {
+        assert!(frames.len() <= BLOCK, "{} frames at once", frames.len());
+        let mut pages = [&ZEROS; BLOCK];
+        for (page, frame) in pages.iter_mut().zip(frames) {
+            let slot = self.pool.at(frame.slot().0 as usize * PAGE_SIZE);
+            // SAFETY: a `Frame` is the sole right to use its slot, which holds a page, aligned; it
+            // is borrowed for the call, and only read.
+            *page = unsafe { &*slot.cast::<PageData>() };
+        }
+        with(&pages[..frames.len()]);
+    }
+
+    fn with_arena(&self, at: DeviceAddr, with: &mut dyn FnMut(&mut PageData)) -> bool {
+        let arena = self.arena(at.device);
+        let slot = arena.bytes(at.page);
+        if !arena.is_filled(at.page) {
+            if !self.fill(PageNo::containing(slot as usize)) {
+                return false;
+            }
+            arena.set_filled(at.page, 1);
+        }
+        // SAFETY: the slot holds a page, aligned; the caller has the device page alone, so nobody
+        // else reads, writes or moves it meanwhile.
+        with(unsafe { &mut *slot });
+        true
+    }
+
+    fn drop_arena(&self, first: DeviceAddr, len: usize) {
+        self.arena(first.device).discard(first.page, len);
     }
 
     fn drop_frames(&self, first: FrameNo, len: usize) {

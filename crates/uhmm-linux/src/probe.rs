@@ -8,8 +8,8 @@ pub mod facts;
 use facts::Facts;
 use linux_raw_sys::general::{
     UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
-    UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS,
-    UFFD_FEATURE_WP_ASYNC,
+    UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS, UFFD_FEATURE_WP_ASYNC,
 };
 use rustix::io::Errno;
 use std::fmt;
@@ -91,6 +91,11 @@ pub fn judge(facts: &Facts) -> Report {
             UFFD_FEATURE_POISON,
             "UFFDIO_POISON, Linux 6.6",
         ),
+        feature(
+            "write protection",
+            UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+            "UFFD_FEATURE_PAGEFAULT_FLAG_WP, Linux 5.7 (6.10 on arm64)",
+        ),
         pagemap_scan(facts),
         feature(
             "fork events",
@@ -161,7 +166,7 @@ fn missing(name: &'static str, detail: impl Into<String>, mend: &str) -> Check {
 
 /// The oldest kernel that can do it: the first with `UFFDIO_MOVE`.
 const OLDEST: (u32, u32) = (6, 8);
-const NEWER_KERNEL: &str = "boot Linux 6.8 or newer";
+const NEWER_KERNEL: &str = "boot Linux 6.8 or newer (6.10 on arm64)";
 
 fn kernel(facts: &Facts) -> Check {
     let name = "kernel";
@@ -241,7 +246,11 @@ fn userfaultfd(facts: &Facts) -> Check {
 }
 
 /// Of the features that userfaultfd can have, uhmm cannot work without these.
-const ESSENTIAL: [u32; 2] = [UFFD_FEATURE_MOVE, UFFD_FEATURE_POISON];
+const ESSENTIAL: [u32; 3] = [
+    UFFD_FEATURE_MOVE,
+    UFFD_FEATURE_POISON,
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+];
 
 fn feature(facts: &Facts, name: &'static str, bit: u32, since: &str) -> Check {
     match facts.features {

@@ -40,7 +40,7 @@ pub const MAX_SLOTS: u64 = 65_535;
 const NAME: &str = "uhmm-stats-";
 
 /// What the file begins with. The last digit is the version of the layout.
-const MAGIC: u64 = u64::from_le_bytes(*b"uhmmsta1");
+const MAGIC: u64 = u64::from_le_bytes(*b"uhmmsta2");
 
 /// Page 0 of the file.
 #[repr(C)]
@@ -206,7 +206,7 @@ pub struct Total {
 }
 
 /// What only grows.
-fn events(stats: &Stats) -> [&Counter; 9] {
+fn events(stats: &Stats) -> [&Counter; 10] {
     [
         &stats.first_touch_faults,
         &stats.device_faults,
@@ -217,6 +217,7 @@ fn events(stats: &Stats) -> [&Counter; 9] {
         &stats.poisoned_pages,
         &stats.busy_pages,
         &stats.reclaim_waits,
+        &stats.clean_evictions,
     ]
 }
 
@@ -237,11 +238,13 @@ fn levels(stats: &Stats) -> impl Iterator<Item = &Counter> {
         .devices
         .iter()
         .flat_map(|d| [&d.pages, &d.stored_bytes]);
-    [&stats.ram_bytes].into_iter().chain(devices)
+    [&stats.ram_bytes, &stats.duplicate_pages]
+        .into_iter()
+        .chain(devices)
 }
 
 /// A counter that is in none of the three lists would be lost from the sums.
-const _: () = assert!(size_of::<Stats>() == (9 + 2 + 1 + MAX_DEVICES * 4) * size_of::<Counter>());
+const _: () = assert!(size_of::<Stats>() == (10 + 2 + 2 + MAX_DEVICES * 4) * size_of::<Counter>());
 
 /// Adds what a process counted in its next image.
 fn add_image(to: &Stats, image: &Stats) {

@@ -19,6 +19,10 @@ pub enum Call {
     Copy,
     /// [`Mmu::peek`](uhmm_core::mmu::Mmu::peek): answers `false`.
     Peek,
+    /// [`Mmu::add_arena`](uhmm_core::mmu::Mmu::add_arena): answers `false`.
+    AddArena,
+    /// [`Mmu::with_arena`](uhmm_core::mmu::Mmu::with_arena) of an empty slot: answers `false`.
+    FillArena,
 }
 
 impl Call {
@@ -29,8 +33,9 @@ impl Call {
             Self::Put => &[Stop::Changing, Stop::NoMemory],
             Self::Relocate => &[Stop::Changing, Stop::Busy, Stop::NoMemory],
             Self::Copy => &[Stop::Changing, Stop::NoMemory],
+            Self::FillArena => &[Stop::NoMemory],
             // No failure is expected of these in the middle of things.
-            Self::Table | Self::Peek => &[],
+            Self::Table | Self::Peek | Self::AddArena => &[],
         }
     }
 }

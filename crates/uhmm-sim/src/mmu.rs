@@ -1,15 +1,17 @@
 //! The simulated MMU.
 
+use crate::arenas::Arenas;
 use crate::failure::{Call, Failure, Failures};
-use crate::pages::{Fault, Pages};
+use crate::memory::Memory;
+use crate::pages::{Fault, Pages, Physical};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use uhmm_core::addr::{FrameNo, PageData, PageNo, PageRange};
-use uhmm_core::frames::{Frame, slots_for};
-use uhmm_core::mmu::{Mmu, Progress, Stop};
+use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
+use uhmm_core::frames::{BLOCK, Frame, slots_for};
+use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
 use uhmm_core::stats::Stats;
 
 /// Wakes that are remembered.
@@ -18,13 +20,11 @@ const WAKES: usize = 4096;
 /// See the crate's head. All methods may be called by any thread at any time.
 pub struct SimMmu {
     pages: Mutex<Pages>,
-    frames: Box<[Mutex<Option<Box<PageData>>>]>,
+    frames: Box<[Mutex<Option<Physical>>]>,
+    arenas: Mutex<Arenas>,
     failures: Mutex<Failures>,
     wakes: Mutex<VecDeque<PageRange>>,
-    /// Physical pages, the most there were, and the most there may be.
-    resident: AtomicUsize,
-    resident_peak: AtomicUsize,
-    memory: AtomicUsize,
+    memory: Mutex<Memory>,
     out_of_memory: AtomicUsize,
     waiters: (Mutex<()>, Condvar),
     stats: Stats,
@@ -44,20 +44,20 @@ impl SimMmu {
             frames: (0..slots_for(budget_pages))
                 .map(|_| Mutex::default())
                 .collect(),
+            arenas: Mutex::default(),
             failures: Mutex::default(),
             wakes: Mutex::default(),
-            resident: AtomicUsize::new(0),
-            resident_peak: AtomicUsize::new(0),
-            memory: AtomicUsize::new(usize::MAX),
+            memory: Mutex::default(),
             out_of_memory: AtomicUsize::new(0),
             waiters: Default::default(),
             stats: Stats::default(),
         }
     }
 
-    /// The machine has `pages` of memory: what needs more stops with [`Stop::NoMemory`].
+    /// The machine has `pages` of memory, that of arenas included: what needs more stops with
+    /// [`Stop::NoMemory`].
     pub fn limit_memory(&self, pages: usize) {
-        self.memory.store(pages, SeqCst);
+        lock(&self.memory).limit = pages;
     }
 
     /// Makes one `call` fail. Several failures of one call may be planned.
@@ -142,14 +142,20 @@ impl SimMmu {
 
 /// What is so now.
 impl SimMmu {
-    /// Physical pages in use: pages present in the space, and frames.
+    /// Physical pages of RAM in use: pages present in the space, and frames, without those of
+    /// arenas.
     pub fn resident(&self) -> usize {
-        self.resident.load(SeqCst)
+        lock(&self.memory).ram
     }
 
-    /// The most physical pages in use at any time.
+    /// The most physical pages of RAM in use at any time.
     pub fn resident_peak(&self) -> usize {
-        self.resident_peak.load(SeqCst)
+        lock(&self.memory).ram_peak
+    }
+
+    /// Physical pages of arenas in use, in their slots and in the space.
+    pub fn arena_resident(&self) -> usize {
+        lock(&self.memory).arena
     }
 
     /// Whether a page is present.
@@ -157,13 +163,23 @@ impl SimMmu {
         lock(&self.pages).at(page).data.is_some()
     }
 
-    /// Whether a slot holds a frame.
+    /// Whether writes to a page are tracked.
+    pub fn is_tracked(&self, page: PageNo) -> bool {
+        lock(&self.pages).at(page).tracked
+    }
+
+    /// Whether a slot of the pool holds a frame.
     pub fn holds_frame(&self, slot: FrameNo) -> bool {
         lock(self.slot(slot)).is_some()
     }
 
-    /// The wakes since this was asked last, oldest first: of [`Mmu::wake`], and of the pages that
-    /// [`Mmu::put`] and [`Mmu::copy`] filled. Only the last few thousand are remembered.
+    /// Whether a slot of an arena holds a frame.
+    pub fn arena_holds_frame(&self, at: DeviceAddr) -> bool {
+        lock(&self.arenas).is_filled(at)
+    }
+
+    /// The wakes since this was asked last, oldest first: of [`Mmu::wake`] and [`Mmu::untrack`], and
+    /// of the pages that [`Mmu::put`] and [`Mmu::copy`] filled. Only the last few thousand are remembered.
     pub fn take_wakes(&self) -> Vec<PageRange> {
         lock(&self.wakes).drain(..).collect()
     }
@@ -173,27 +189,50 @@ impl SimMmu {
         self.out_of_memory.load(SeqCst)
     }
 
-    fn slot(&self, slot: FrameNo) -> &Mutex<Option<Box<PageData>>> {
+    fn slot(&self, slot: FrameNo) -> &Mutex<Option<Physical>> {
         self.frames
             .get(slot.0 as usize)
             .unwrap_or_else(|| panic!("{slot:?} is outside of the pool of {}", self.frames.len()))
     }
 
-    /// One page more in use, if there is memory for it.
-    fn charge(&self) -> Result<(), Stop> {
-        let more = |now| (now < self.memory.load(SeqCst)).then_some(now + 1);
-        let before = self.resident.fetch_update(SeqCst, SeqCst, more);
-        let before = before.map_err(|_| Stop::NoMemory)?;
-        self.resident_peak.fetch_max(before + 1, SeqCst);
-        Ok(())
+    /// A new physical page, if there is memory for it.
+    fn new_page(&self, bytes: PageData, arena: bool) -> Result<Physical, Stop> {
+        lock(&self.memory).charge(arena)?;
+        let bytes = Box::new(bytes);
+        Ok(Physical { bytes, arena })
     }
 
-    fn uncharge(&self, pages: usize) {
-        let before = self.resident.fetch_sub(pages, SeqCst);
-        assert!(
-            before >= pages,
-            "{pages} pages given back of {before} in use"
-        );
+    /// The end of a physical page.
+    fn give_back(&self, page: &Physical) {
+        lock(&self.memory).uncharge(page.arena);
+    }
+
+    /// Puts a page that was taken out of the space where it belongs.
+    fn put_home(&self, home: Home, page: Physical) {
+        match home {
+            Home::Pool(slot) => {
+                assert!(!page.arena, "a frame of an arena is taken into {slot:?}");
+                *lock(self.slot(slot)) = Some(page);
+            }
+            Home::Arena(at) => {
+                assert!(page.arena, "a page of RAM is taken into the arena, {at:?}");
+                lock(&self.arenas).fill(at, page);
+            }
+        }
+    }
+
+    fn home_is_filled(&self, home: Home) -> bool {
+        match home {
+            Home::Pool(slot) => lock(self.slot(slot)).is_some(),
+            Home::Arena(at) => lock(&self.arenas).is_filled(at),
+        }
+    }
+
+    fn take_from_home(&self, home: Home) -> Option<Physical> {
+        match home {
+            Home::Pool(slot) => lock(self.slot(slot)).take(),
+            Home::Arena(at) => lock(&self.arenas).empty(at),
+        }
     }
 
     fn log_wake(&self, pages: PageRange) {
@@ -240,30 +279,33 @@ impl Mmu for SimMmu {
         &self.stats
     }
 
-    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
+    fn add_arena(&self, device: u8, pages: u32, node: Option<u32>) -> bool {
+        let fails = lock(&self.failures).next(Call::AddArena, 1).is_some();
+        !fails && lock(&self.arenas).add(device, pages, node)
+    }
+
+    fn take(&self, pages: PageRange, into: Home) -> Progress {
         self.each(Call::Take, 0..pages.len, |space, i| {
-            let (page, slot) = (pages.start.plus(i), into.plus(i));
-            let mut frame = lock(self.slot(slot));
+            let (page, home) = (pages.start.plus(i), into.plus(i));
             assert!(
-                frame.is_none(),
-                "take of {page:?} into {slot:?}, which holds a frame"
+                !self.home_is_filled(home),
+                "take of {page:?} into {home:?}, which holds a frame"
             );
-            *frame = Some(space.at(page).take()?);
+            self.put_home(home, space.at(page).take()?);
             Ok(())
         })
     }
 
-    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
+    fn put(&self, from: Home, pages: PageRange) -> Progress {
         let progress = self.each(Call::Put, 0..pages.len, |space, i| {
-            let (slot, page) = (from.plus(i), pages.start.plus(i));
-            let mut frame = lock(self.slot(slot));
+            let (home, page) = (from.plus(i), pages.start.plus(i));
             assert!(
-                frame.is_some(),
-                "put of {slot:?} as {page:?}, which holds no frame"
+                self.home_is_filled(home),
+                "put of {home:?} as {page:?}, which holds no frame"
             );
             let page = space.at(page);
             page.can_be_filled(true)?;
-            page.data = frame.take();
+            page.data = self.take_from_home(home);
             Ok(())
         });
         self.log_wake(PageRange::new(pages.start, progress.pages));
@@ -278,23 +320,28 @@ impl Mmu for SimMmu {
         })
     }
 
-    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
+    fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
         let progress = self.each(Call::Copy, 0..from.len(), |space, i| {
             let page = space.at(at.plus(i));
             page.can_be_filled(false)?;
-            self.charge()?;
-            page.data = Some(Box::new(from[i].clone()));
+            page.data = Some(self.new_page(from[i].clone(), false)?);
+            page.tracked = tracking == Tracking::Writes;
             Ok(())
         });
         self.log_wake(PageRange::new(at, progress.pages));
         progress
     }
 
+    fn untrack(&self, page: PageNo) {
+        lock(&self.pages).at(page).tracked = false;
+        self.log_wake(PageRange::new(page, 1));
+    }
+
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
         let fails = lock(&self.failures).next(Call::Peek, 1).is_some();
         match &lock(&self.pages).at(page).data {
-            Some(data) if !fails => {
-                to.0 = data.0;
+            Some(found) if !fails => {
+                to.0 = found.bytes.0;
                 true
             }
             _ => false,
@@ -302,7 +349,10 @@ impl Mmu for SimMmu {
     }
 
     fn is_writable(&self, page: PageNo) -> bool {
-        lock(&self.pages).at(page).touch(true).is_ok()
+        let mut pages = lock(&self.pages);
+        let found = pages.at(page);
+        found.assert_not_tracked(page);
+        found.touch(true).is_ok()
     }
 
     fn wake(&self, pages: PageRange) {
@@ -311,11 +361,10 @@ impl Mmu for SimMmu {
 
     fn discard(&self, pages: PageRange) {
         let mut space = lock(&self.pages);
-        let present = pages
+        pages
             .iter()
-            .filter(|&page| space.at(page).discard())
-            .count();
-        self.uncharge(present);
+            .filter_map(|page| space.at(page).discard())
+            .for_each(|dropped| self.give_back(&dropped));
     }
 
     fn poison(&self, page: PageNo) {
@@ -327,7 +376,8 @@ impl Mmu for SimMmu {
 
     fn unshare(&self, pages: PageRange) {
         let mut space = lock(&self.pages);
-        for (_, page) in space.present(pages) {
+        for (number, page) in space.present(pages) {
+            page.assert_not_tracked(number);
             // No private copy is made for who may not write.
             page.shared &= page.protected;
         }
@@ -346,19 +396,60 @@ impl Mmu for SimMmu {
     }
 
     fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {
-        match lock(self.slot(frame.slot())).as_deref_mut() {
-            Some(data) => with(data),
+        match lock(self.slot(frame.slot())).as_mut() {
+            Some(found) => with(&mut found.bytes),
             None => panic!("the bytes of {frame:?} are asked for, which holds no frame"),
+        }
+    }
+
+    fn with_frames(&self, frames: &[&Frame], with: &mut dyn FnMut(&[&PageData])) {
+        let mut slots = [const { None }; BLOCK];
+        for (slot, frame) in slots[..frames.len()].iter_mut().zip(frames) {
+            *slot = Some(lock(self.slot(frame.slot())));
+        }
+        let mut pages = [&PageData::ZERO; BLOCK];
+        for ((page, slot), frame) in pages.iter_mut().zip(&slots).zip(frames) {
+            match slot.as_deref() {
+                Some(Some(found)) => *page = &found.bytes,
+                _ => panic!("the bytes of {frame:?} are asked for, which holds no frame"),
+            }
+        }
+        with(&pages[..frames.len()]);
+    }
+
+    fn with_arena(&self, at: DeviceAddr, with: &mut dyn FnMut(&mut PageData)) -> bool {
+        if !self.arena_holds_frame(at) {
+            if lock(&self.failures).next(Call::FillArena, 1).is_some() {
+                return false;
+            }
+            match self.new_page(PageData::ZERO, true) {
+                Ok(page) => lock(&self.arenas).fill(at, page),
+                Err(_) => return false,
+            }
+        }
+        // No lock is held meanwhile: `with` may be a device's, and may take its time.
+        let mut page = lock(&self.arenas).borrow(at);
+        with(&mut page.bytes);
+        lock(&self.arenas).give_back(at, page);
+        true
+    }
+
+    fn drop_arena(&self, first: DeviceAddr, len: usize) {
+        for at in (0..len).map(|i| first.plus(i)) {
+            if let Some(dropped) = lock(&self.arenas).empty(at) {
+                self.give_back(&dropped);
+            }
         }
     }
 
     fn drop_frames(&self, first: FrameNo, len: usize) {
         for i in 0..len {
             let slot = first.plus(i);
-            let dropped = lock(self.slot(slot)).take();
-            assert!(dropped.is_some(), "drop of {slot:?}, which holds no frame");
+            match lock(self.slot(slot)).take() {
+                Some(dropped) => self.give_back(&dropped),
+                None => panic!("drop of {slot:?}, which holds no frame"),
+            }
         }
-        self.uncharge(len);
     }
 
     fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {

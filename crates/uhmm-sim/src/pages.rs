@@ -9,6 +9,8 @@ use uhmm_core::mmu::Stop;
 pub enum Fault {
     /// No page is there: for the core's fault handler.
     Missing,
+    /// A page is there, but its writes are tracked, and this is one: for the core's fault handler.
+    Tracked,
     /// The program may not write here.
     Protected,
     /// The page is lost: SIGBUS.
@@ -17,10 +19,19 @@ pub enum Fault {
     Unmapped,
 }
 
+/// A physical page.
+pub(crate) struct Physical {
+    pub bytes: Box<PageData>,
+    /// It is memory of an arena, and no RAM. That never changes.
+    pub arena: bool,
+}
+
 /// One page of the space. What is said of the place stays when the page in it goes.
 #[derive(Default)]
 pub(crate) struct Page {
-    pub data: Option<Box<PageData>>,
+    pub data: Option<Physical>,
+    /// Of the page: a write is a fault.
+    pub tracked: bool,
     /// Of the page: pins for I/O.
     pub pins: u32,
     /// Of the page: another process maps it too, since a fork.
@@ -34,15 +45,17 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Takes the page out of its place, if the kernel would.
-    pub fn take(&mut self) -> Result<Box<PageData>, Stop> {
+    /// Takes the page out of its place, if the kernel would. It is tracked no longer.
+    pub fn take(&mut self) -> Result<Physical, Stop> {
         if self.protected {
             return Err(Stop::Protected);
         }
         if self.data.is_some() && (self.pins > 0 || self.shared) {
             return Err(Stop::Busy);
         }
-        self.data.take().ok_or(Stop::Absent)
+        let taken = self.data.take().ok_or(Stop::Absent)?;
+        self.tracked = false;
+        Ok(taken)
     }
 
     /// Whether the place can be filled, by moving a page to it (`moved`) or with a new one.
@@ -60,12 +73,22 @@ impl Page {
         }
     }
 
-    /// Drops the page and the poison; says whether there was a page.
-    pub fn discard(&mut self) -> bool {
+    /// Drops the page and the poison; returns the page if there was one.
+    pub fn discard(&mut self) -> Option<Physical> {
         self.pins = 0;
         self.shared = false;
         self.poisoned = false;
-        self.data.take().is_some()
+        self.tracked = false;
+        self.data.take()
+    }
+
+    /// Whether a write would wait for the core, which must not make one itself: not to a page that it
+    /// has claimed.
+    pub fn assert_not_tracked(&self, page: PageNo) {
+        assert!(
+            !self.tracked,
+            "{page:?} is tracked: populating it for writing would wait for itself"
+        );
     }
 
     /// What the program meets here: memory, or a fault.
@@ -79,9 +102,13 @@ impl Page {
         if self.poisoned {
             return Err(Fault::Poisoned);
         }
+        if write && self.tracked {
+            return Err(Fault::Tracked);
+        }
         // A write to a page shared after a fork is to a copy.
         self.shared &= !write;
-        self.data.as_deref_mut().ok_or(Fault::Missing)
+        let present = self.data.as_mut().ok_or(Fault::Missing)?;
+        Ok(&mut present.bytes)
     }
 }
 

@@ -8,7 +8,8 @@ use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
 
 /// A device around another one. It fails when told to, counts calls, and panics when the core
 /// breaks a promise to devices: a page stored twice, read or freed when not stored, or used by two
-/// calls at once.
+/// calls at once. The core takes a panic for the device's failure, so the panic comes again when this
+/// is dropped.
 #[derive(Debug)]
 pub struct FlakyDevice<D> {
     inner: D,
@@ -17,6 +18,7 @@ pub struct FlakyDevice<D> {
     copies_in: AtomicU64,
     copies_out: AtomicU64,
     frees: AtomicU64,
+    broken: Mutex<Option<String>>,
 }
 
 /// What is to fail.
@@ -45,6 +47,7 @@ impl<D: Device> FlakyDevice<D> {
             copies_in: AtomicU64::new(0),
             copies_out: AtomicU64::new(0),
             frees: AtomicU64::new(0),
+            broken: Mutex::default(),
         }
     }
 
@@ -113,11 +116,16 @@ impl<D: Device> FlakyDevice<D> {
             }
             found
         };
-        assert!(
-            found == before,
-            "broken promise to a device: {call} of page {} which is {found:?}, not {before:?}",
-            page.0
-        );
+        if found != before {
+            let broken = format!(
+                "broken promise to a device: {call} of page {} which is {found:?}, not {before:?}",
+                page.0
+            );
+            let mut first = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert_with(|| broken.clone());
+            drop(first);
+            panic!("{broken}");
+        }
     }
 
     /// Notes that the call on `page` has ended.
@@ -192,5 +200,25 @@ impl<D: Device> Device for FlakyDevice<D> {
 
     fn stored_bytes(&self) -> u64 {
         self.inner.stored_bytes()
+    }
+
+    fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
+        self.inner.add_chunk(first, pages)
+    }
+
+    fn remove_chunk(&self, first: DevicePage, pages: u32) {
+        self.inner.remove_chunk(first, pages);
+    }
+}
+
+impl<D> Drop for FlakyDevice<D> {
+    fn drop(&mut self) {
+        let broken = self.broken.get_mut();
+        let broken = broken.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(broken) = broken
+            && !std::thread::panicking()
+        {
+            panic!("{broken}");
+        }
     }
 }

@@ -48,10 +48,7 @@ impl Table {
 
 impl Device for Table {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            kind: "table",
-            capacity_pages: 400,
-        }
+        DeviceInfo::new("table", 400)
     }
 
     fn copy_in(&self, page: DevicePage, from: &PageData) -> Result<(), CopyInError> {

@@ -128,7 +128,13 @@ fn broken_promises_to_a_device_are_caught() {
     let breaks = |call: &dyn Fn(&FlakyDevice<MirrorDevice>)| {
         let device = flaky();
         device.copy_in(P, &PageData::ZERO).unwrap();
-        catch_unwind(AssertUnwindSafe(|| call(&device))).is_err()
+        let at_once = catch_unwind(AssertUnwindSafe(|| call(&device))).is_err();
+        let again = catch_unwind(AssertUnwindSafe(|| drop(device))).is_err();
+        assert_eq!(
+            at_once, again,
+            "said twice, in case the core took it for a failure"
+        );
+        at_once
     };
     assert!(breaks(&|device| device
         .copy_in(P, &PageData::ZERO)

@@ -62,10 +62,7 @@ impl Lz4Device {
         let best_case = capacity_bytes / slab::UNIT as u64;
         let capacity_pages = (best_case + SPARE_PAGES).min(MAX_PAGES) as u32;
         Self {
-            info: DeviceInfo {
-                kind: "lz4",
-                capacity_pages,
-            },
+            info: DeviceInfo::new("lz4", capacity_pages),
             pages: PageTable::new(capacity_pages),
             store: Store::new(capacity_bytes),
         }

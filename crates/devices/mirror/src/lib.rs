@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use uhmm_core::addr::{DevicePage, PAGE_SIZE, PageData};
 use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
+use uhmm_core::memory_type::MemoryType;
 
 /// Pages in a chunk.
 const CHUNK: usize = 256;
@@ -25,11 +26,19 @@ pub struct MirrorDevice {
     chunks: Box<[OnceLock<Chunk>]>,
     capacity_pages: u32,
     stored_pages: AtomicU64,
+    memory: MemoryType,
 }
 
 impl MirrorDevice {
-    /// A device that holds `capacity_bytes`, rounded down to whole pages.
+    /// A device that holds `capacity_bytes`, rounded down to whole pages, in memory that the CPU does
+    /// not map.
     pub fn new(capacity_bytes: u64) -> Self {
+        Self::with_memory(capacity_bytes, MemoryType::Private)
+    }
+
+    /// A device with memory of another type. What the CPU maps is in the core's hands: ordinary memory
+    /// stands in for it, and the device itself has nothing to store.
+    pub fn with_memory(capacity_bytes: u64, memory: MemoryType) -> Self {
         let pages = capacity_bytes / PAGE_SIZE as u64;
         let capacity_pages = u32::try_from(pages).unwrap_or(u32::MAX);
         let chunks = (capacity_pages as usize).div_ceil(CHUNK);
@@ -37,6 +46,7 @@ impl MirrorDevice {
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             capacity_pages,
             stored_pages: AtomicU64::new(0),
+            memory,
         }
     }
 }
@@ -50,10 +60,7 @@ fn bytes(chunk: &Chunk, page: DevicePage) -> MutexGuard<'_, Bytes> {
 
 impl Device for MirrorDevice {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            kind: "mirror",
-            capacity_pages: self.capacity_pages,
-        }
+        DeviceInfo::new("mirror", self.capacity_pages).memory(self.memory)
     }
 
     fn copy_in(&self, page: DevicePage, from: &PageData) -> Result<(), CopyInError> {

@@ -142,7 +142,7 @@ impl Case {
     }
 
     fn plain_command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = with_default_signals(&self.program);
         command.args(&self.args);
         command
     }
@@ -150,7 +150,7 @@ impl Case {
     fn managed_command(&self, device: &str, stats: &Path) -> Command {
         // An old file must not be taken for what this run wrote.
         let _ = std::fs::remove_file(stats);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uhmm"));
+        let mut command = with_default_signals(env!("CARGO_BIN_EXE_uhmm").as_ref());
         command.args(["run", "--quiet", "--device", device]);
         command.arg("--ram").arg(format!("{}M", self.ram_mib));
         command.arg("--stats").arg(stats);
@@ -328,4 +328,12 @@ fn tail(path: &Path) -> String {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned();
     text.lines().map(|line| format!("  | {line}\n")).collect()
+}
+
+/// A program that finds no signal ignored. Whoever runs the tests may ignore some: a shell's job in the
+/// background does.
+fn with_default_signals(program: &Path) -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program);
+    command
 }

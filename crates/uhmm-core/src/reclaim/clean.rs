@@ -1,14 +1,20 @@
 //! The second half of reclaim: pages in limbo are copied to a device, and their frames given back.
 
-use crate::addr::{PageData, PageNo};
-use crate::device::CopyInError;
-use crate::entry::{DeviceAddr, State};
-use crate::frames::{BLOCK, first_slot};
-use crate::migrate::Run;
+use crate::addr::{DeviceAddr, PageData, PageNo};
+use crate::claims::Single;
+use crate::entry::State;
+use crate::frames::{BLOCK, Frame, first_slot};
+use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
+use crate::pagemap::DeviceMemory;
 use crate::space::Space;
+use crate::store::Stored;
+use arrayvec::ArrayVec;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Pages in limbo that are claimed, with their frames.
+type Batch<'a, M> = ArrayVec<(Single<'a, M>, Frame), BLOCK>;
 
 /// Blocks with pages in limbo, the oldest first.
 pub(super) struct Queue {
@@ -34,13 +40,7 @@ impl<M: Mmu> Space<M> {
         let Some(block) = self.reclaim.queue.lock().blocks.pop_front() else {
             return false;
         };
-        let mut stored = false;
-        let mut bits = self.pool.in_limbo(block);
-        while bits != 0 {
-            let slot = first_slot(block).plus(bits.trailing_zeros() as usize);
-            bits &= bits - 1;
-            stored |= self.clean(self.pool.owner(slot), State::Limbo(slot));
-        }
+        let stored = self.clean_pages(block);
         self.pool.shed(block, self.stats(), |slot, len| {
             self.mmu.drop_frames(slot, len)
         });
@@ -56,39 +56,113 @@ impl<M: Mmu> Space<M> {
         true
     }
 
-    /// Copy, install, finalize: one page from limbo to a device. `false`: no device has room, or the
-    /// page was touched, or is in somebody's hands.
-    fn clean(&self, page: PageNo, expected: State) -> bool {
-        let mut run = Run::collect(self, page, 1, |_, state| state == expected);
-        let Some(State::Limbo(slot)) = run.first() else {
-            return false;
-        };
-        let frame = self.pool.claim_limbo(slot);
-        let mut stored = Err(CopyInError::Full);
-        self.mmu
-            .with_frame(&frame, &mut |data| stored = self.store(page, data));
-        // Without room, dropping the run leaves the page in limbo, with the frame.
-        let Ok(at) = stored else { return false };
-        run.settle(1, |_| State::Private(at));
-        self.pool.put_free(frame);
-        true
-    }
-
-    /// Stores a page on the first device that takes it.
-    pub(super) fn store(&self, page: PageNo, data: &PageData) -> Result<DeviceAddr, CopyInError> {
-        for (i, device) in self.devices.iter().enumerate() {
-            if device.is_dying() {
+    /// Copy, install, finalize: what is in limbo in `block`, to the first devices that have room.
+    /// Returns whether any page was stored.
+    fn clean_pages(&self, block: u32) -> bool {
+        let mut stored = false;
+        let mut bits = self.pool.in_limbo(block);
+        for (device, memory) in self.devices() {
+            // Only its driver puts pages into memory that the CPU maps (R13).
+            if memory.memory_type() != MemoryType::Private || !memory.is_open() {
                 continue;
             }
-            let device_index = i as u8;
-            if let Ok(at) = device.store(page, data, self.device_stats(device_index)) {
-                self.stats().pages_to_device.add(1);
-                return Ok(DeviceAddr {
-                    device: device_index,
-                    page: at,
-                });
+            // A touch of a page waits for the whole batch: a device that copies pages one by one gets
+            // them one by one.
+            let most = usize::from(memory.info().batch_pages).clamp(1, BLOCK);
+            let mut left = bits;
+            while left != 0 {
+                let batch = self.claim_limbo_batch(block, &mut left, most);
+                let (kept, full) = self.clean_batch(device, batch);
+                stored |= kept > 0;
+                if full {
+                    break;
+                }
+            }
+            bits &= self.pool.in_limbo(block);
+            if bits == 0 {
+                break;
             }
         }
-        Err(CopyInError::Full)
+        stored
+    }
+
+    /// Claims up to `most` pages in limbo among the slots `left` of `block`, and takes those that were
+    /// looked at out of `left`.
+    fn claim_limbo_batch(&self, block: u32, left: &mut u64, most: usize) -> Batch<'_, M> {
+        let mut batch = Batch::new();
+        while *left != 0 && batch.len() < most {
+            let slot = first_slot(block).plus(left.trailing_zeros() as usize);
+            *left &= *left - 1;
+            let page = self.pool.owner(slot);
+            // The page may have been touched, or be in somebody's hands.
+            if let Some(claimed) = Single::claim(self, page, |state| state == State::Limbo(slot)) {
+                batch.push((claimed, self.pool.claim_limbo(slot)));
+            }
+        }
+        batch
+    }
+
+    /// Stores a batch on `device`; what finds no room stays in limbo, with its frame. Returns how
+    /// many pages were stored, and whether one was not.
+    fn clean_batch(&self, device: u8, batch: Batch<'_, M>) -> (usize, bool) {
+        let mut results = Stored::new();
+        {
+            let frames: ArrayVec<&Frame, BLOCK> = batch.iter().map(|(_, frame)| frame).collect();
+            self.mmu
+                .with_frames(&frames, &mut |data| results = self.store(device, data));
+        }
+        let memory = self.device(device);
+        let mut stored = 0;
+        for ((claimed, frame), result) in batch.into_iter().zip(&results) {
+            if let Ok(page) = *result {
+                memory.set_owner(page, claimed.page());
+                claimed.settle(State::Private(DeviceAddr { device, page }));
+                self.pool.put_free(frame);
+                stored += 1;
+            }
+        }
+        self.stats().pages_to_device.add(stored as u64);
+        (stored, stored < results.len())
+    }
+
+    /// Stores one page on the first device that takes it, for the entry of `owner`.
+    pub(super) fn store_anywhere(&self, owner: PageNo, data: &PageData) -> Option<DeviceAddr> {
+        let private = |&(_, memory): &(u8, &DeviceMemory<M::Table>)| {
+            memory.memory_type() == MemoryType::Private && memory.is_open()
+        };
+        let stored = self.devices().filter(private).find_map(|(device, memory)| {
+            let page = self.store(device, &[data]).pop()?.ok()?;
+            memory.set_owner(page, owner);
+            Some(DeviceAddr { device, page })
+        });
+        self.stats().pages_to_device.add(stored.is_some().into());
+        stored
+    }
+
+    /// Frees device pages whose bytes are in RAM too; returns whether there were any. For when the
+    /// devices are full.
+    pub(super) fn shed_duplicates(&self) -> bool {
+        let mut shed = 0;
+        if self.duplicates.load(Relaxed) > 0 {
+            let has_one = |state: State| {
+                matches!(
+                    state,
+                    State::System {
+                        duplicate: Some(_),
+                        ..
+                    }
+                )
+            };
+            self.entries.for_each_used(self.range(), |page, word| {
+                if shed < BLOCK
+                    && has_one(word.state())
+                    && let Some(claimed) = Single::claim(self, page, has_one)
+                {
+                    self.give_duplicate_up(claimed);
+                    shed += 1;
+                }
+            });
+        }
+        shed > 0
     }
 }

@@ -202,7 +202,7 @@ impl<M: Mmu> Space<M> {
             return Step::Cleaned;
         }
         let unmapped = self.reclaim.wants_limbo() && self.unmap_block(scratch);
-        if unmapped && limbo == 0 {
+        if unmapped && limbo == 0 || self.shed_duplicates() {
             Step::Unmapped
         } else {
             Step::Stuck
@@ -225,9 +225,9 @@ impl<M: Mmu> Space<M> {
         self.pool.charged()
     }
 
-    fn free_buried(&self) {
-        for (i, device) in self.devices.iter().enumerate() {
-            device.free_buried(self.device_stats(i as u8));
+    pub(crate) fn free_buried(&self) {
+        for (i, device) in self.devices() {
+            device.free_buried(self.device_stats(i));
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The first half of reclaim: cold pages are moved out of the space, into limbo.
 
-use crate::addr::PageNo;
+use crate::addr::{Home, PageNo};
+use crate::claims::Run;
 use crate::entry::State;
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, first_slot};
-use crate::migrate::Run;
 use crate::mmu::{Mmu, Stop};
 use crate::space::Space;
 use std::sync::atomic::Ordering::Relaxed;
@@ -105,15 +105,24 @@ impl<M: Mmu> Space<M> {
             looked += 1;
             let seen = self.entries.load(page);
             match seen.state() {
-                State::System { referenced: true } => self.entries.clear_referenced(page, seen),
-                State::System { referenced: false } => {
+                State::System {
+                    referenced: true, ..
+                } => self.entries.clear_referenced(page, seen),
+                State::System { duplicate, .. } => {
                     let Some(block) = self.hand_block(hand) else {
                         break;
                     };
                     let room = (BLOCK - hand.filled).min(effort.pages - out);
-                    let cold = |_, state| state == State::System { referenced: false };
+                    let clean = duplicate.is_some();
+                    let cold = |_, state| {
+                        matches!(state, State::System { referenced: false, duplicate }
+                            if duplicate.is_some() == clean)
+                    };
                     let run = Run::collect(self, page, room, cold);
-                    out += self.unmap(hand, block, run, effort.scratch.as_deref_mut());
+                    out += match duplicate {
+                        None => self.unmap(hand, block, run, effort.scratch.as_deref_mut()),
+                        Some(_) => self.unmap_clean(hand, block, run),
+                    };
                     if hand.filled == BLOCK {
                         self.queue_block(hand);
                     }
@@ -130,13 +139,34 @@ impl<M: Mmu> Space<M> {
     /// The block that the hand fills.
     fn hand_block(&self, hand: &mut Hand) -> Option<u32> {
         if hand.block.is_none() {
-            let mut queue = self.reclaim.queue.lock();
-            let block = self.pool.empty_block(|block| !queue.busy[block as usize])?;
-            queue.busy[block as usize] = true;
-            hand.block = Some(block);
+            hand.block = Some(self.take_block()?);
             hand.filled = 0;
         }
         hand.block
+    }
+
+    /// An empty block of the pool, to move frames to. It is the caller's until it is queued or ended.
+    pub(crate) fn take_block(&self) -> Option<u32> {
+        let mut queue = self.reclaim.queue.lock();
+        let block = self.pool.empty_block(|block| !queue.busy[block as usize])?;
+        queue.busy[block as usize] = true;
+        Some(block)
+    }
+
+    /// Ends the use of a block: the memory of its free frames goes back to the machine; if pages are
+    /// left in it, they are in limbo.
+    pub(crate) fn end_block(&self, block: u32) {
+        self.pool.shed(block, self.stats(), |slot, len| {
+            self.mmu.drop_frames(slot, len)
+        });
+        let mut queue = self.reclaim.queue.lock();
+        if self.pool.in_limbo(block) == 0 {
+            queue.busy[block as usize] = false;
+            self.pool.reconsider(block);
+        } else {
+            queue.blocks.push_back(block);
+            self.reclaim.limbo_slots.fetch_add(BLOCK, Relaxed);
+        }
     }
 
     /// Takes the pages of `run` out of the space, into limbo. Returns how many left.
@@ -153,7 +183,7 @@ impl<M: Mmu> Space<M> {
         let stop = loop {
             let pages = run.pages();
             let first = first_slot(block).plus(hand.filled);
-            let progress = self.mmu.take(pages, first);
+            let progress = self.mmu.take(pages, Home::Pool(first));
             // The slots are marked before an entry names them.
             self.pool.moved_in(first, pages.start, progress.pages);
             run.settle(progress.pages, |i| State::Limbo(first.plus(i)));
@@ -174,6 +204,36 @@ impl<M: Mmu> Space<M> {
             out += usize::from(self.unmap_odd(run, stop, scratch));
         }
         out
+    }
+
+    /// Takes the pages of `run` out of the space, which a device has the bytes of: nothing is copied,
+    /// and nothing is left to do. Returns how many left.
+    ///
+    /// They are moved out, not dropped, because the kernel then refuses what is pinned (R7).
+    fn unmap_clean(&self, hand: &mut Hand, block: u32, mut run: Run<'_, M>) -> usize {
+        let pages = run.pages();
+        hand.at = pages.end().max(hand.at);
+        let first = first_slot(block).plus(hand.filled);
+        let progress = self.mmu.take(pages, Home::Pool(first));
+        self.pool.moved_in(first, pages.start, progress.pages);
+        hand.filled += progress.pages;
+        let duplicates = arrayvec::ArrayVec::<_, BLOCK>::from_iter(
+            (0..progress.pages).map(|i| run.was(i).device_page().expect("a page with a duplicate")),
+        );
+        run.settle(progress.pages, |i| State::Private(duplicates[i]));
+        for i in 0..progress.pages {
+            self.pool.put_free(self.pool.claim_limbo(first.plus(i)));
+        }
+        self.count_duplicates(-(progress.pages as isize));
+        self.stats().clean_evictions.add(progress.pages as u64);
+        let odd = progress.stop.and_then(|_| run.pop());
+        drop(run);
+        if let Some(odd) = odd {
+            hand.at = odd.page().plus(1);
+            // Pinned, shared after a fork, or not writable: from now on it is a page like others.
+            self.give_duplicate_up(odd);
+        }
+        progress.pages
     }
 
     /// The one page of `run` cannot be moved, because of `stop`. Returns whether it left RAM.
@@ -211,7 +271,7 @@ impl<M: Mmu> Space<M> {
         if self.mmu.is_writable(page) || !self.mmu.peek(page, &mut scratch.pages[0]) {
             return false;
         }
-        let Ok(at) = self.store(page, &scratch.pages[0]) else {
+        let Some(at) = self.store_anywhere(page, &scratch.pages[0]) else {
             return false;
         };
         self.mmu.discard(run.pages());

@@ -5,6 +5,7 @@
 //! structure, and failure as a negative errno in the same field; that number never leaves this
 //! module unchecked. See `docs/faults.md` for what each errno means here.
 
+use super::last_errno;
 use linux_raw_sys::general::*;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{self, Errno};
@@ -55,7 +56,8 @@ impl fmt::Display for OpenError {
             Self::Features(bits) => {
                 write!(
                     f,
-                    "this kernel's userfaultfd lacks features {bits:#x}: Linux 6.8 is needed"
+                    "this kernel's userfaultfd lacks features {bits:#x}: Linux 6.8 is needed \
+                     (6.10 on arm64)"
                 )
             }
         }
@@ -269,11 +271,21 @@ impl Uffd {
 
     /// Fills the missing pages at `to` with copies of `from`, and wakes who waits for them.
     pub fn copy(&self, from: &[u8], to: usize) -> Done {
+        self.copy_with(from, to, 0)
+    }
+
+    /// As [`Uffd::copy`], but a write to one of the pages waits until its protection is ended with
+    /// [`Uffd::write_protect`]. `EINVAL` where the range is not registered for that.
+    pub fn copy_write_protected(&self, from: &[u8], to: usize) -> Done {
+        self.copy_with(from, to, UFFDIO_COPY_MODE_WP.into())
+    }
+
+    fn copy_with(&self, from: &[u8], to: usize, mode: u64) -> Done {
         let mut copy = uffdio_copy {
             dst: to as u64,
             src: from.as_ptr() as u64,
             len: from.len() as u64,
-            mode: 0,
+            mode,
             copy: 0,
         };
         let result = self.update::<COPY, _>(&mut copy);
@@ -367,11 +379,6 @@ impl Uffd {
         }
         Ok(())
     }
-}
-
-fn last_errno() -> Errno {
-    let errno = std::io::Error::last_os_error().raw_os_error();
-    Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))
 }
 
 fn kernel_range(range: Range<usize>) -> uffdio_range {

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use uhmm_core::Space;
 use uhmm_core::addr::{PAGE_SIZE, PageData, PageNo, PageRange};
-use uhmm_core::fault::Scratch;
-use uhmm_core::mmu::Mmu;
+use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::mmu::{Mmu, Tracking};
 
 /// Handlers beyond this many only wake each other.
 const MAX_HANDLERS: usize = 64;
@@ -149,12 +149,23 @@ extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
     let mut rung = false;
     while !rung {
         let read = space.mmu().uffd().read(&mut messages, |event| {
-            let Event::PageFault { address, .. } = event else {
+            let Event::PageFault {
+                address,
+                write,
+                write_protected,
+                ..
+            } = event
+            else {
                 return;
+            };
+            let access = match (write_protected, write) {
+                (true, _) => Access::Tracked,
+                (false, true) => Access::Write,
+                (false, false) => Access::Read,
             };
             match PageNo::containing(address) {
                 page if page == shared.bell => rung = true,
-                page => space.fault(page, &mut scratch),
+                page => space.fault(page, access, &mut scratch),
             }
         });
         if read.is_err() {
@@ -164,7 +175,8 @@ extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
     }
     debug_assert!(shared.stop.load(Acquire), "somebody touched the bell");
     if shared.handlers.fetch_sub(1, AcqRel) == 1 {
-        let _ = space.mmu().copy(&[PageData::ZERO], shared.bell);
+        let zeros = [PageData::ZERO];
+        let _ = space.mmu().copy(&zeros, shared.bell, Tracking::Off);
     } else {
         space.mmu().wake(PageRange::new(shared.bell, 1));
     }

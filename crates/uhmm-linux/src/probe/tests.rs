@@ -58,6 +58,7 @@ fn old_kernels_are_named() {
     let old = |change: fn(&mut Facts)| complaint(change);
     assert!(old(|f| f.features = Some(0xffff)).contains("lacks UFFDIO_MOVE"));
     assert!(old(|f| f.features = Some(0x1bfff)).contains("lacks UFFDIO_POISON"));
+    assert!(old(|f| f.features = Some(0x1fffe)).contains("lacks UFFD_FEATURE_PAGEFAULT_FLAG_WP"));
     assert!(old(|f| f.pagemap_scan = Err(Errno::NOTTY)).contains("lacks PAGEMAP_SCAN"));
 }
 

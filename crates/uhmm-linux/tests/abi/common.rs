@@ -83,6 +83,27 @@ pub fn next(uffd: &Uffd) -> Event {
     found.remove(0)
 }
 
+/// Whether a message comes within this time.
+pub fn comes(uffd: &Uffd, milliseconds: i32) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd {
+        fd: uffd.fd().as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which the call reads and writes.
+    match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
+        -1 => panic!("poll: {}", std::io::Error::last_os_error()),
+        ready => ready > 0,
+    }
+}
+
+/// Waits a little, and checks that `thread` has not ended and that there is no message.
+pub fn assert_asleep<T>(uffd: &Uffd, thread: &std::thread::ScopedJoinHandle<'_, T>) {
+    assert!(!comes(uffd, 50), "a message");
+    assert!(!thread.is_finished(), "it goes on by itself");
+}
+
 /// Runs `main` in a child, which ends with the status that it returns.
 pub fn child(main: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: the child makes a few system calls and ends; it never returns to the harness.

@@ -1,8 +1,10 @@
 //! Every call of `abi::uffd` on a real userfaultfd: what it does, how far it comes, and why it stops.
 
+mod arena;
 mod common;
 mod events;
 mod moves;
+mod tracking;
 
 use common::{
     PAGE, all, alone, child, data, next, pages, range, read, registered, stopped, wait, write,

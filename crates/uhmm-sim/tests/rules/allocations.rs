@@ -47,7 +47,17 @@ pub fn counted(call: impl FnOnce()) -> usize {
 
 /// Runs `call` without counting.
 pub fn uncounted<R>(call: impl FnOnce() -> R) -> R {
-    let counting = COUNTING.replace(false);
+    with_counting(false, call)
+}
+
+/// Whether the calling thread's allocations are counted now.
+pub fn is_counting() -> bool {
+    COUNTING.get()
+}
+
+/// Runs `call`, and counts or does not.
+pub fn with_counting<R>(count: bool, call: impl FnOnce() -> R) -> R {
+    let counting = COUNTING.replace(count);
     let result = call();
     COUNTING.set(counting);
     result

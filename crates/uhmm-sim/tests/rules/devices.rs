@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uhmm_core::addr::PageRange;
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_sim::Fault;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -145,7 +145,7 @@ fn r9_removal_pushes_what_does_not_fit_on_to_the_next_device() {
             .collect(),
     );
     let write = |page: usize| {
-        touch(&space, page, |mmu, at| {
+        touch(&space, page, Access::Write, |mmu, at| {
             mmu.touch_write(at, |data| data.0.fill(page as u8 | 1))
         })
     };
@@ -160,7 +160,7 @@ fn r9_removal_pushes_what_does_not_fit_on_to_the_next_device() {
         assert_eq!(devices[0].stored(), []);
         assert!(devices[1].stored().len() > BUDGET);
         for page in 0..3 * BUDGET {
-            touch(&space, page, |mmu, at| {
+            touch(&space, page, Access::Read, |mmu, at| {
                 assert!(mmu.touch_read(at)?.0 == [page as u8 | 1; 4096], "{page}");
                 Ok(())
             })

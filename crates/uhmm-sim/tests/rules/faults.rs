@@ -4,7 +4,7 @@ use crate::allocations::{counted, uncounted};
 use crate::world::{BASE, BUDGET, World, space, touch, with_reclaimer};
 use uhmm_core::device::{CopyInError, Device};
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_lz4::Lz4Device;
 use uhmm_mirror::MirrorDevice;
 use uhmm_testkit::{Rng, content};
@@ -76,10 +76,10 @@ fn faults_allocate_nothing(device: Box<dyn Device>) {
                 rng.below(pages as u64) as usize
             };
             while space.mmu().touch_read(BASE.plus(page)).is_err() {
-                allocations += counted(|| space.fault(BASE.plus(page), &mut scratch));
+                allocations += counted(|| space.fault(BASE.plus(page), Access::Read, &mut scratch));
             }
             versions[page] += 1;
-            touch(&space, page, |mmu, at| {
+            touch(&space, page, Access::Write, |mmu, at| {
                 mmu.touch_write(at, |data| content(18, page as u64, versions[page], data))
             })
             .unwrap();
@@ -113,7 +113,7 @@ fn r18_a_fault_ends_whatever_the_page_is() {
     let (world, pages) = with_page_in_each_state();
     world
         .space
-        .fault(BASE.plus(1 << 30), &mut Scratch::default());
+        .fault(BASE.plus(1 << 30), Access::Read, &mut Scratch::default());
     for (page, _) in pages {
         world.fault(page);
         world.fault(page);

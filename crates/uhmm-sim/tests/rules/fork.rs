@@ -9,6 +9,7 @@ use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
 use uhmm_core::error::RangeError;
 use uhmm_core::fault::Scratch;
+use uhmm_core::mmu::Tracking;
 
 /// Pages 0 to 8 on the device, 8 to 16 in limbo, 16 to 24 mapped, 24 to 32 never touched.
 fn in_each_state() -> World {
@@ -96,7 +97,9 @@ fn r16_pages_that_the_kernel_filled_in_the_child_are_dropped() {
     let world = in_each_state();
     world.space.close_for_fork();
     for page in [0, 9, 24] {
-        let progress = world.mmu().copy(&[PageData::ZERO], BASE.plus(page));
+        let progress = world
+            .mmu()
+            .copy(&[PageData::ZERO], BASE.plus(page), Tracking::Off);
         assert_eq!(progress.pages, 1);
     }
     open(&world, Side::Child);

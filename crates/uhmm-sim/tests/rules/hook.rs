@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use uhmm_core::addr::{FrameNo, PageData, PageNo, PageRange};
+use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
 use uhmm_core::frames::Frame;
-use uhmm_core::mmu::{Mmu, Progress};
+use uhmm_core::mmu::{Mmu, Progress, Tracking};
 use uhmm_core::stats::Stats;
 use uhmm_sim::SimMmu;
 
@@ -21,6 +21,8 @@ pub enum Op {
     Copy,
     Discard,
     Unshare,
+    Untrack,
+    WithArena,
 }
 
 type Step = Box<dyn FnOnce() + Send>;
@@ -88,7 +90,11 @@ impl Mmu for HookedMmu {
         self.sim.stats()
     }
 
-    fn take(&self, pages: PageRange, into: FrameNo) -> Progress {
+    fn add_arena(&self, device: u8, pages: u32, node: Option<u32>) -> bool {
+        self.sim.add_arena(device, pages, node)
+    }
+
+    fn take(&self, pages: PageRange, into: Home) -> Progress {
         self.asked_to_take.fetch_add(pages.len as u64, Relaxed);
         kernel(|| {
             self.at(Op::Take);
@@ -96,7 +102,7 @@ impl Mmu for HookedMmu {
         })
     }
 
-    fn put(&self, from: FrameNo, pages: PageRange) -> Progress {
+    fn put(&self, from: Home, pages: PageRange) -> Progress {
         kernel(|| {
             self.at(Op::Put);
             self.sim.put(from, pages)
@@ -110,11 +116,18 @@ impl Mmu for HookedMmu {
         })
     }
 
-    fn copy(&self, from: &[PageData], at: PageNo) -> Progress {
+    fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
         kernel(|| {
             self.at(Op::Copy);
-            self.sim.copy(from, at)
+            self.sim.copy(from, at, tracking)
         })
+    }
+
+    fn untrack(&self, page: PageNo) {
+        kernel(|| {
+            self.at(Op::Untrack);
+            self.sim.untrack(page);
+        });
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
@@ -153,6 +166,24 @@ impl Mmu for HookedMmu {
 
     fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {
         self.sim.with_frame(frame, with);
+    }
+
+    fn with_frames(&self, frames: &[&Frame], with: &mut dyn FnMut(&[&PageData])) {
+        self.sim.with_frames(frames, with);
+    }
+
+    fn with_arena(&self, at: DeviceAddr, with: &mut dyn FnMut(&mut PageData)) -> bool {
+        let counting = allocations::is_counting();
+        kernel(|| {
+            self.at(Op::WithArena);
+            self.sim.with_arena(at, &mut |data| {
+                allocations::with_counting(counting, || with(data));
+            })
+        })
+    }
+
+    fn drop_arena(&self, first: DeviceAddr, len: usize) {
+        kernel(|| self.sim.drop_arena(first, len));
     }
 
     fn drop_frames(&self, first: FrameNo, len: usize) {

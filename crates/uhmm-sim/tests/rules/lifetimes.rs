@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::evict::RemoveError;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_testkit::Rng;
 
 const NO_TIME: Duration = Duration::ZERO;
@@ -81,7 +82,10 @@ fn remove(world: &World, patience: Duration) -> Result<(), usize> {
     let removed = world
         .space
         .remove_device(0, patience, &mut Scratch::default());
-    removed.map_err(|still| still.pages)
+    removed.map_err(|error| match error {
+        RemoveError::StillInUse(still) => still.pages,
+        other => panic!("{other}"),
+    })
 }
 
 #[test]
@@ -185,7 +189,7 @@ fn r4_each_page_is_given_back_to_its_driver_once() {
             for _ in 0..4_000 {
                 let page = rng.below(4 * BUDGET as u64) as usize;
                 // FlakyDevice panics when a page is freed that is not stored.
-                touch(&space, page, |mmu, at| {
+                touch(&space, page, Access::Write, |mmu, at| {
                     mmu.touch_write(at, |data| data.0[0] = page as u8)
                 })
                 .unwrap();

@@ -5,7 +5,7 @@ use crate::world::{BASE, World};
 use std::sync::atomic::Ordering::SeqCst;
 use uhmm_core::addr::PageRange;
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::mmu::Stop;
 use uhmm_sim::{Call, Failure};
 
@@ -169,7 +169,7 @@ fn r5_a_page_touched_between_two_parts_of_a_batch_is_in_one_place() {
     let space = world.space.clone();
     world.mmu().before(Op::Unshare, move || {
         for page in 0..4 {
-            space.fault(BASE.plus(page), &mut Scratch::default());
+            space.fault(BASE.plus(page), Access::Write, &mut Scratch::default());
         }
     });
     world.push_out();

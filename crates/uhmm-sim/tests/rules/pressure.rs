@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm_core::device::CopyInError;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::reclaim::{PATIENCE, Step};
 use uhmm_testkit::Rng;
 
@@ -56,7 +56,7 @@ fn r19_with_no_device_at_all_it_is_the_same() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for page in 0..BUDGET + 20 {
-                    crate::world::touch(&space, page, |mmu, at| {
+                    crate::world::touch(&space, page, Access::Write, |mmu, at| {
                         mmu.touch_write(at, |data| data.0[0] = 1)
                     })
                     .unwrap();

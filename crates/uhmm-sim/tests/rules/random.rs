@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 use uhmm_core::addr::{PageData, PageNo, PageRange};
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_lz4::Lz4Device;
 use uhmm_mirror::MirrorDevice;
 use uhmm_sim::Fault;
@@ -81,7 +81,8 @@ impl Program<'_> {
                 Ok(())
             }
         };
-        touch(self.space, page, access).unwrap();
+        let kind = if write { Access::Write } else { Access::Read };
+        touch(self.space, page, kind, access).unwrap();
     }
 
     /// The pages of a chunk, counted from the first of the space.
@@ -107,24 +108,32 @@ impl Program<'_> {
 
     fn check(&self, chunk: usize, page: usize) {
         let expected = self.expected(chunk, page);
-        touch(self.space, self.pages(chunk) + page, |mmu, at| {
-            let found = mmu.touch_read(at)?;
-            let thread = self.thread;
-            assert!(
-                found.0 == expected.0,
-                "thread {thread}, chunk {chunk}, page {page}"
-            );
-            Ok(())
-        })
+        touch(
+            self.space,
+            self.pages(chunk) + page,
+            Access::Read,
+            |mmu, at| {
+                let found = mmu.touch_read(at)?;
+                let thread = self.thread;
+                assert!(
+                    found.0 == expected.0,
+                    "thread {thread}, chunk {chunk}, page {page}"
+                );
+                Ok(())
+            },
+        )
         .unwrap();
     }
 
     fn write(&mut self, chunk: usize, page: usize) {
         self.versions[chunk * CHUNK + page] += 1;
         let data = self.expected(chunk, page);
-        touch(self.space, self.pages(chunk) + page, |mmu, at| {
-            mmu.touch_write(at, |to| to.0 = data.0)
-        })
+        touch(
+            self.space,
+            self.pages(chunk) + page,
+            Access::Write,
+            |mmu, at| mmu.touch_write(at, |to| to.0 = data.0),
+        )
         .unwrap();
     }
 
@@ -232,7 +241,7 @@ fn run(seed: u64, one_in: u64) {
             .expect("the other device has room");
         assert_eq!(lz4.stored(), []);
         for page in 0..MIXED {
-            touch(&space, page, |mmu, at| {
+            touch(&space, page, Access::Read, |mmu, at| {
                 oracle.check(page, &mmu.touch_read(at)?);
                 Ok(())
             })

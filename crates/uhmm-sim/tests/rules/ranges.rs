@@ -5,7 +5,7 @@ use crate::world::{BASE, BUDGET, World};
 use uhmm_core::addr::PageRange;
 use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 
 /// Moves `len` pages from `from` to `to`, and compares them there.
 fn relocate(world: &World, from: usize, len: usize, to: usize) {
@@ -23,7 +23,7 @@ fn relocate(world: &World, from: usize, len: usize, to: usize) {
     drop(inside);
     for (i, expected) in bytes.drain(..).enumerate() {
         let mut found = None;
-        crate::world::touch(&world.space, to + i, |mmu, at| {
+        crate::world::touch(&world.space, to + i, Access::Read, |mmu, at| {
             found = Some(mmu.touch_read(at)?);
             Ok(())
         })
@@ -98,7 +98,7 @@ fn r5_a_fault_in_the_middle_of_a_discard() {
     let space = world.space.clone();
     world.mmu().before(Op::Discard, move || {
         // A fault that waited in the queue since before the page came in.
-        space.fault(BASE.plus(3), &mut Scratch::default());
+        space.fault(BASE.plus(3), Access::Write, &mut Scratch::default());
     });
     world.discard(3, 1);
     assert_eq!(world.mmu().steps_left(), 0);

@@ -11,7 +11,7 @@ use uhmm_core::Space;
 use uhmm_core::addr::{DevicePage, PageData, PageNo, PageRange};
 use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_mirror::MirrorDevice;
 use uhmm_sim::{Fault, SimMmu};
 use uhmm_testkit::{FlakyDevice, Oracle};
@@ -132,14 +132,17 @@ impl World {
         self.space.state(BASE.plus(page))
     }
 
+    /// Serves the fault of a write to `page`, which may be present meanwhile.
     pub fn fault(&self, page: usize) {
-        self.space.fault(BASE.plus(page), &mut Scratch::default());
+        let mut scratch = Scratch::default();
+        self.space
+            .fault(BASE.plus(page), Access::Write, &mut scratch);
     }
 
     /// Writes the next content of `page`; returns how many faults that took.
     pub fn try_write(&self, page: usize) -> Result<usize, Fault> {
         self.end.fetch_max(page + 1, SeqCst);
-        touch(&self.space, page, |mmu, at| {
+        touch(&self.space, page, Access::Write, |mmu, at| {
             mmu.touch_write(at, |data| self.oracle.write(page, data))
         })
     }
@@ -155,7 +158,7 @@ impl World {
 
     /// Compares every byte of `page`; returns how many faults that took.
     pub fn try_check(&self, page: usize) -> Result<usize, Fault> {
-        touch(&self.space, page, |mmu, at| {
+        touch(&self.space, page, Access::Read, |mmu, at| {
             self.oracle.check(page, &mmu.touch_read(at)?);
             Ok(())
         })
@@ -195,21 +198,23 @@ impl World {
     }
 }
 
-/// Touches a page as a CPU does: again after each fault. Returns how many there were.
+/// Touches a page as a CPU does, to read or to write: again after each fault. Returns how many there
+/// were.
 pub fn touch(
     space: &SimSpace,
     page: usize,
+    kind: Access,
     mut access: impl FnMut(&HookedMmu, PageNo) -> Result<(), Fault>,
 ) -> Result<usize, Fault> {
     let mut scratch = None;
     for faults in 0.. {
-        match access(space.mmu(), BASE.plus(page)) {
-            Err(Fault::Missing) => {
-                let scratch = scratch.get_or_insert_with(Scratch::default);
-                space.fault(BASE.plus(page), scratch);
-            }
+        let met = match access(space.mmu(), BASE.plus(page)) {
+            Err(Fault::Missing) => kind,
+            Err(Fault::Tracked) => Access::Tracked,
             end => return end.map(|()| faults),
-        }
+        };
+        let scratch = scratch.get_or_insert_with(Scratch::default);
+        space.fault(BASE.plus(page), met, scratch);
     }
     unreachable!()
 }

@@ -1,19 +1,8 @@
-//! Migration: claimed runs of pages, and the named phases that they go through.
+//! Claims of pages, held so that whatever is not settled is restored (R5, R7).
 //!
-//! | phase | to a device | to RAM, on a fault |
-//! | --- | --- | --- |
-//! | collect | `Run::collect`: claim mapped pages | claim pages on a device |
-//! | unmap | `Mmu::take`: the frames are in the pool | nothing is mapped |
-//! | | the pages settle as Limbo; a touch ends the migration here | |
-//! | copy | claim again, copy the frame to a device page | copy the device page to memory |
-//! | install | the entry names the device page | `Mmu::copy` or `Mmu::put` |
-//! | finalize | the frame is free | the device page is free |
-//!
-//! Limbo splits the way out in two, so that the claim of a page is never held across both the
-//! unmapping of a batch and the copies of its pages: a fault never waits for more than one copy.
-//!
-//! Migration is best effort page by page (R5, R7): what cannot be claimed, taken or stored stays
-//! what it was. Whatever a `Run` has not settled when it is dropped, it restores.
+//! A [`Run`] is neighbouring pages that are moved together, ended from the front; a [`Single`] is one
+//! page. Both end their claims by `settle`, and by restoring what is left when they are dropped. A
+//! restored page is exactly what it was, so whoever has changed its mapping must settle it instead.
 
 use crate::addr::{PageNo, PageRange};
 use crate::entry::{Claim, State};
@@ -90,6 +79,16 @@ impl<'a, M: Mmu> Run<'a, M> {
         }
     }
 
+    /// Takes the first page still claimed out of the run.
+    pub(crate) fn pop(&mut self) -> Option<Single<'a, M>> {
+        let claim = self.claims.get_mut(self.done)?.take()?;
+        self.done += 1;
+        Some(Single {
+            space: self.space,
+            claim: Some(claim),
+        })
+    }
+
     /// Restores all but the first `pages` still claimed.
     pub(crate) fn truncate(&mut self, pages: usize) {
         while self.len - self.done > pages {
@@ -103,5 +102,60 @@ impl<'a, M: Mmu> Run<'a, M> {
 impl<M: Mmu> Drop for Run<'_, M> {
     fn drop(&mut self) {
         self.truncate(0);
+    }
+}
+
+/// One claimed page.
+pub(crate) struct Single<'a, M: Mmu> {
+    space: &'a Space<M>,
+    /// `None` once it is settled.
+    claim: Option<Claim>,
+}
+
+impl<'a, M: Mmu> Single<'a, M> {
+    /// Claims `page` if `select` agrees to its state, and nobody else has it.
+    pub(crate) fn claim(
+        space: &'a Space<M>,
+        page: PageNo,
+        select: impl Fn(State) -> bool,
+    ) -> Option<Self> {
+        let seen = space.entries.load(page);
+        if seen.state() == State::Migrating || !select(seen.state()) {
+            return None;
+        }
+        let claim = space.entries.claim(page, seen)?;
+        Some(Self {
+            space,
+            claim: Some(claim),
+        })
+    }
+
+    fn get(&self) -> &Claim {
+        self.claim.as_ref().expect("a claimed page")
+    }
+
+    /// The page.
+    pub(crate) fn page(&self) -> PageNo {
+        self.get().page()
+    }
+
+    /// What it was.
+    pub(crate) fn was(&self) -> State {
+        self.get().was()
+    }
+
+    /// The page now is `state`.
+    pub(crate) fn settle(mut self, state: State) {
+        if let Some(claim) = self.claim.take() {
+            self.space.entries.settle(claim, state, &self.space.mmu);
+        }
+    }
+}
+
+impl<M: Mmu> Drop for Single<'_, M> {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.space.entries.restore(claim, &self.space.mmu);
+        }
     }
 }

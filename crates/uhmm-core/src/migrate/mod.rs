@@ -1,0 +1,374 @@
+//! Migration by request: pages of a range, or of a device, in named phases.
+//!
+//! The phases are those of Linux' `migrate_vma_*` and `migrate_device_*`, and so are their names. A
+//! type for each phase makes it impossible to call them out of order, and a migration that is dropped
+//! puts everything back (R5):
+//!
+//! | call | phase it ends | what holds afterwards |
+//! | --- | --- | --- |
+//! | [`Space::migrate_vma`], [`Space::migrate_device_range`] | collect, unmap | each selected page is claimed; nothing of it is mapped; a touch of it waits |
+//! | [`allocate`], [`to_system`], [`set_destination`], [`skip`] | | each page that is to migrate has a destination |
+//! | [`copy`] | copy | the bytes are at the destination, or on their way there |
+//! | [`pages`] | install | what others hold has been put back (R7); the rest is decided |
+//! | [`finalize`] | finalize | copies have ended; each page is where it went, or where it was; waiters are woken |
+//!
+//! It is best effort, page by page: whatever cannot be claimed, taken, given a page or copied stays
+//! what it was, and is no error.
+//!
+//! Where a page's bytes are between collect and finalize is its *origin*; every origin can be put
+//! back without fail, or waits in a state that a touch resolves:
+//!
+//! | was | origin | put back as |
+//! | --- | --- | --- |
+//! | None | a hole | None |
+//! | System, Limbo | a frame in the pool | System; Limbo where the mapping does not take it now |
+//! | System, not writable | its bytes | System |
+//! | Private | the device page, with a reference | Private |
+//! | Coherent | the device page, its frame at home in the arena | Coherent; Private where the mapping does not take it now |
+//! | Coherent, not writable | its bytes | System |
+//!
+//! For internal threads, and for threads of a program that do not touch managed memory meanwhile. The
+//! thread must not fork before the migration has ended.
+//!
+//! [`allocate`]: Migration::allocate
+//! [`to_system`]: Migration::to_system
+//! [`set_destination`]: Migration::set_destination
+//! [`skip`]: Migration::skip
+//! [`copy`]: Migration::copy
+//! [`pages`]: Migration::pages
+//! [`finalize`]: Migration::finalize
+
+mod collect;
+mod copy;
+mod finalize;
+
+use crate::addr::{DeviceAddr, PageData, PageNo};
+use crate::claims::Single;
+use crate::device::{Fence, Owner};
+use crate::entry::State;
+use crate::frames::Frame;
+use crate::gate::Pass;
+use crate::mmu::Mmu;
+use crate::pagemap::{AllocError, Held, MAX_ORDER};
+use crate::space::Space;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::BitOr;
+
+pub use collect::MigrateVma;
+
+/// Which kinds of pages a migration selects (R6), as `MIGRATE_VMA_SELECT_*` in Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Select(u8);
+
+impl Select {
+    /// Pages in RAM, and pages that were never touched.
+    pub const SYSTEM: Self = Self(1);
+    /// Pages on devices that the CPU does not map.
+    pub const DEVICE_PRIVATE: Self = Self(2);
+    /// Pages on devices that the CPU maps.
+    pub const DEVICE_COHERENT: Self = Self(4);
+
+    /// Whether all of `other` is selected.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Select {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a selected page was: its source word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Where it was.
+    pub from: From,
+    /// The page is to migrate ([`Migration::skip`] ends that).
+    pub migrate: bool,
+    /// The program may write to it.
+    pub write: bool,
+}
+
+/// Where a selected page was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Nowhere: never touched. It reads as zeros at its destination.
+    Hole,
+    /// In RAM.
+    System,
+    /// On a device.
+    Device(DeviceAddr),
+}
+
+/// Where a page goes: its destination word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To RAM.
+    System,
+    /// To this device page, which the migration has a reference on.
+    Device(DeviceAddr),
+}
+
+/// A selected page, with its source and destination words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The page of the space.
+    pub page: PageNo,
+    /// What it was.
+    pub source: Source,
+    /// Where it goes, if anywhere.
+    pub destination: Option<Destination>,
+}
+
+/// Why a migration could not begin. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrateError {
+    /// Some of the range is not managed by this space.
+    NotManaged,
+    /// No such device, or no such page of it.
+    NoSuchPage,
+    /// The device's memory is of a type that does not migrate.
+    DoesNotMigrate,
+    /// The page is in use by others, or in flight, or there is no room for it in RAM.
+    Busy,
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotManaged => "the range is not managed by this space",
+            Self::NoSuchPage => "the space has no such device, or the device no such page",
+            Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
+            Self::Busy => "the page is held by others, or there is no RAM for it; try again",
+        })
+    }
+}
+
+impl std::error::Error for MigrateError {}
+
+/// What a migration came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Migrated {
+    /// Pages that went where they were to go.
+    pub migrated: usize,
+    /// Selected pages that are what they were.
+    pub left: usize,
+}
+
+/// Where a page's bytes are; see the module's head.
+enum Origin<'a, M: Mmu> {
+    Hole,
+    Frame(Frame),
+    /// Charged: the page was in RAM, and its charge is still there.
+    Bytes {
+        data: Box<PageData>,
+        charged: bool,
+    },
+    Device {
+        at: DeviceAddr,
+        held: Held<'a, M::Table>,
+    },
+}
+
+/// What is known of the copy.
+enum Copied {
+    /// Not made, or failed.
+    No,
+    /// At its destination, unless the fence with this number says otherwise.
+    ToDevice { fence: Option<usize> },
+    /// At this place of this buffer, for RAM.
+    ToBuffer { buffer: usize, index: usize },
+    /// The device has lost the bytes.
+    Lost,
+}
+
+struct Item<'a, M: Mmu> {
+    claimed: Single<'a, M>,
+    origin: Origin<'a, M>,
+    migrate: bool,
+    to: Option<Destination>,
+    copied: Copied,
+}
+
+impl<M: Mmu> Item<'_, M> {
+    fn describe(&self) -> Page {
+        let from = match (&self.origin, self.claimed.was()) {
+            (_, State::Private(at) | State::Coherent(at)) => From::Device(at),
+            (Origin::Hole, _) => From::Hole,
+            _ => From::System,
+        };
+        Page {
+            page: self.claimed.page(),
+            source: Source {
+                from,
+                migrate: self.migrate,
+                write: !matches!(self.origin, Origin::Bytes { .. }),
+            },
+            destination: self.to,
+        }
+    }
+}
+
+/// Everything that a migration has in its hands. What is left in `items` when it is dropped is put
+/// back.
+struct Hands<'a, M: Mmu> {
+    space: &'a Space<M>,
+    items: Vec<Item<'a, M>>,
+    /// A driver holds one more reference on this page: that of the fault it serves (R3).
+    fault_page: Option<DeviceAddr>,
+    /// Blocks of the pool that frames were taken into.
+    blocks: Vec<u32>,
+    /// Bytes on their way to RAM, or from one device to another.
+    buffers: Vec<Box<[PageData]>>,
+    fences: Vec<Box<dyn Fence>>,
+    done: Migrated,
+    _pass: Pass<'a, M>,
+}
+
+/// The phase after [`Space::migrate_vma`]: pages are unmapped, and wait for their copies.
+pub struct Unmapped;
+/// The phase after [`Migration::copy`].
+pub struct CopiedTo;
+/// The phase after [`Migration::pages`].
+pub struct Installed;
+
+/// A migration under way. See the module's head.
+pub struct Migration<'a, M: Mmu, Phase> {
+    hands: Hands<'a, M>,
+    phase: PhantomData<Phase>,
+}
+
+impl<'a, M: Mmu, Phase> Migration<'a, M, Phase> {
+    fn then<Next>(self) -> Migration<'a, M, Next> {
+        Migration {
+            hands: self.hands,
+            phase: PhantomData,
+        }
+    }
+
+    /// The pages that are in the migration's hands, in the order in which they were collected.
+    pub fn selected(&self) -> impl Iterator<Item = Page> {
+        self.hands.items.iter().map(Item::describe)
+    }
+}
+
+impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
+    /// Clears the migrate mark of `page`: it is put back.
+    pub fn skip(&mut self, page: PageNo) {
+        let items = self.hands.items.iter_mut();
+        for item in items.filter(|item| item.claimed.page() == page) {
+            item.migrate = false;
+        }
+    }
+
+    /// Hands out pages of `device` as the destinations of all pages that have none; runs of pages get
+    /// blocks as large as there are. Returns how many pages have got one.
+    ///
+    /// # Errors
+    /// [`AllocError`] when not one page could be had; nothing is lost, and another device may do.
+    pub fn allocate(&mut self, device: u8) -> Result<usize, AllocError> {
+        let space = self.hands.space;
+        let wants = |item: &Item<'_, M>| item.migrate && item.to.is_none();
+        let (mut next, mut given) = (0, 0);
+        while next < self.hands.items.len() {
+            let rest = &self.hands.items[next..];
+            if !wants(&rest[0]) {
+                next += 1;
+                continue;
+            }
+            let start = rest[0].claimed.page();
+            let len = rest
+                .iter()
+                .enumerate()
+                .take_while(|(i, item)| wants(item) && item.claimed.page() == start.plus(*i))
+                .count();
+            let fits = len.ilog2().min(start.0.trailing_zeros()).min(MAX_ORDER);
+            let block = (0..=fits).rev().find_map(|order| {
+                let page = space.alloc(device, order);
+                page.map(|page| (page, 1 << order)).map_or_else(
+                    |error| (order == 0).then_some(Err(error)),
+                    |block| Some(Ok(block)),
+                )
+            });
+            let (page, len) = match block {
+                Some(Ok(block)) => block,
+                Some(Err(error)) if given == 0 => return Err(error),
+                _ => break,
+            };
+            let at = DeviceAddr { device, page };
+            for i in 0..len {
+                self.hands.items[next + i].to = Some(Destination::Device(at.plus(i)));
+            }
+            given += len;
+            next += len;
+        }
+        Ok(given)
+    }
+
+    /// Makes RAM the destination of all pages that have none, and are not there.
+    pub fn to_system(&mut self) {
+        for item in &mut self.hands.items {
+            let away = matches!(item.origin, Origin::Device { .. } | Origin::Bytes { .. });
+            if item.migrate && item.to.is_none() && away {
+                item.to = Some(Destination::System);
+            }
+        }
+    }
+
+    /// Makes a page that the caller was given by [`Space::alloc_device_pages`] the destination of
+    /// `page`. The migration has it from then on, and frees it if it is not needed. `false`: `page` is
+    /// not in the migration, or has a destination; then `to` is freed.
+    pub fn set_destination(&mut self, page: PageNo, to: crate::DevicePages<'a, M>) -> bool {
+        let items = self.hands.items.iter_mut();
+        let mut fitting = items.filter(|item| item.claimed.page() == page && item.to.is_none());
+        match (fitting.next(), to.order()) {
+            (Some(item), 0) if item.migrate => {
+                item.to = Some(Destination::Device(to.into_first()));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Copies the bytes of all pages that have a destination: by their devices, several pages a call,
+    /// and for memory that the CPU maps by the CPU.
+    pub fn copy(mut self) -> Migration<'a, M, CopiedTo> {
+        self.hands.copy();
+        self.then()
+    }
+}
+
+impl<'a, M: Mmu> Migration<'a, M, CopiedTo> {
+    /// Decides which pages go (install): those whose copy was made, and that nobody else has come to
+    /// hold (R7). The others are put back now.
+    pub fn pages(mut self) -> Migration<'a, M, Installed> {
+        self.hands.install();
+        self.then()
+    }
+}
+
+impl<M: Mmu> Migration<'_, M, Installed> {
+    /// Waits for the copies that have not ended, and makes the pages what they have become.
+    pub fn finalize(mut self) -> Migrated {
+        self.hands.finalize();
+        self.hands.done
+    }
+}
+
+impl<M: Mmu> Space<M> {
+    /// Whether pages of `device` belong to `owner`; without an owner, to whom does not matter.
+    fn is_owned_by(&self, device: u8, owner: Option<Owner>) -> bool {
+        owner.is_none_or(|owner| self.owner(device) == Some(owner))
+    }
+
+    /// Whose the pages of `device` are: what the device says, or a name that no other device has.
+    pub fn owner(&self, device: u8) -> Option<Owner> {
+        let own = Owner(u64::MAX - u64::from(device));
+        Some(self.find_device(device)?.info().owner.unwrap_or(own))
+    }
+}

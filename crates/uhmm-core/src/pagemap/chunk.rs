@@ -1,0 +1,263 @@
+//! A pagemap: a chunk of device memory, its pages with their reference counts, and its lifetime.
+//!
+//! # The word of a page
+//!
+//! | reference count (bits 0..16) | owner (16..62) | meaning |
+//! | --- | --- | --- |
+//! | 0 | 0 | free (or never used) |
+//! | 0 | other | dead, in the graveyard: `next + 1` of the list of dead pages |
+//! | 1 | a page of the space | held by that page's entry |
+//! | 1 | `NOBODY` | held by who allocated it: a migration, or a driver |
+//! | more | either | held by others too: a fault, an eviction, a pin |
+//!
+//! Bit 62 (*bad*): the memory has failed; the page is never handed out again. Bit 63 (*stored*): the
+//! driver has been given the page to keep, and is told when it is free (R4).
+//!
+//! # The life of the chunk
+//!
+//! | phase | pages | edge |
+//! | --- | --- | --- |
+//! | alive | are handed out | `kill` |
+//! | dying | come back only | `release`, once no page is in use (R2) |
+//! | released | there are none | `revive` |
+//!
+//! `references` counts the pages in use, and one for the chunk itself while it is alive.
+
+use super::buddy::Buddy;
+use crate::addr::{DevicePage, PageNo};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+
+const COUNT: u64 = 0xffff;
+const OWNER_SHIFT: u32 = 16;
+const OWNER: u64 = ((1 << 46) - 1) << OWNER_SHIFT;
+/// The owner of a page that no entry names.
+pub(super) const NOBODY: u64 = OWNER >> OWNER_SHIFT;
+const BAD: u64 = 1 << 62;
+const STORED: u64 = 1 << 63;
+
+const ALIVE: u8 = 0;
+const DYING: u8 = 1;
+const RELEASED: u8 = 2;
+
+/// What became of a page whose last reference went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dead {
+    pub(super) stored: bool,
+    pub(super) bad: bool,
+}
+
+/// See the module's head.
+pub(crate) struct DevPagemap<T> {
+    first: DevicePage,
+    words: T,
+    len: usize,
+    free: Buddy<T>,
+    references: AtomicUsize,
+    phase: AtomicU8,
+}
+
+impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
+    /// A chunk of `len` pages from `first` on, all free; `None` when `table` has no room.
+    pub(super) fn new(
+        first: DevicePage,
+        len: usize,
+        table: &dyn Fn(usize) -> Option<T>,
+    ) -> Option<Self> {
+        Some(Self {
+            first,
+            len,
+            words: table(len)?,
+            free: Buddy::new(table(Buddy::<T>::words(len))?, len),
+            references: AtomicUsize::new(1),
+            phase: AtomicU8::new(ALIVE),
+        })
+    }
+
+    pub(crate) fn first(&self) -> DevicePage {
+        self.first
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn word(&self, page: DevicePage) -> &AtomicU64 {
+        &self.words[(page.0 - self.first.0) as usize]
+    }
+
+    /// Hands out a block of `1 << order` pages, each with one reference that nobody's entry has.
+    pub(super) fn alloc(&self, order: u32) -> Option<DevicePage> {
+        let len = 1 << order;
+        // The references come before the look at the phase, so that a kill either sees them or is
+        // seen.
+        self.references.fetch_add(len, SeqCst);
+        let block = match self.phase.load(SeqCst) {
+            ALIVE => self.free.take(order),
+            _ => None,
+        };
+        let Some(block) = block else {
+            self.references.fetch_sub(len, AcqRel);
+            return None;
+        };
+        let page = self.first.plus(block);
+        for i in 0..len {
+            self.begin(page.plus(i));
+        }
+        Some(page)
+    }
+
+    /// Hands out just `page`.
+    pub(super) fn alloc_at(&self, page: DevicePage) -> bool {
+        self.references.fetch_add(1, SeqCst);
+        let taken =
+            self.phase.load(SeqCst) == ALIVE && self.free.take_at((page.0 - self.first.0) as usize);
+        if taken {
+            self.begin(page);
+        } else {
+            self.references.fetch_sub(1, AcqRel);
+        }
+        taken
+    }
+
+    fn begin(&self, page: DevicePage) {
+        let old = self.word(page).swap(NOBODY << OWNER_SHIFT | 1, AcqRel);
+        debug_assert_eq!(old, 0, "{page:?} handed out while in use (R1)");
+    }
+
+    /// The page of the space that holds `page`, if an entry does.
+    pub(super) fn owner(&self, page: DevicePage) -> Option<PageNo> {
+        let word = self.word(page).load(Acquire);
+        let owner = (word & OWNER) >> OWNER_SHIFT;
+        (word & COUNT != 0 && owner != NOBODY).then_some(PageNo(owner))
+    }
+
+    /// References on `page`; zero when it is free.
+    pub(crate) fn count(&self, page: DevicePage) -> u16 {
+        (self.word(page).load(Acquire) & COUNT) as u16
+    }
+
+    /// Changes the word of a page in use.
+    fn change(&self, page: DevicePage, change: impl Fn(u64) -> u64) {
+        let in_use = |word: u64| (word & COUNT != 0).then(|| change(word));
+        let was = self.word(page).fetch_update(AcqRel, Acquire, in_use);
+        debug_assert!(was.is_ok(), "a free page is changed (R1)");
+    }
+
+    /// The page now is the entry of `owner`'s, which the caller has claimed.
+    pub(super) fn set_owner(&self, page: DevicePage, owner: PageNo) {
+        self.change(page, |word| word & !OWNER | owner.0 << OWNER_SHIFT);
+    }
+
+    /// Whether the driver keeps the page's bytes from now on.
+    pub(super) fn set_stored(&self, page: DevicePage, stored: bool) {
+        let stored = if stored { STORED } else { 0 };
+        self.change(page, |word| word & !STORED | stored);
+    }
+
+    /// The memory of `page` has failed.
+    pub(super) fn set_bad(&self, page: DevicePage) {
+        self.change(page, |word| word | BAD);
+    }
+
+    /// Takes a reference on `page` unless it is free.
+    pub(super) fn get(&self, page: DevicePage) -> bool {
+        let up = |word: u64| (word & COUNT != 0 && word & COUNT != COUNT).then(|| word + 1);
+        self.word(page).fetch_update(AcqRel, Acquire, up).is_ok()
+    }
+
+    /// Takes one reference away. `Some`: it was the last, and the page is for the caller to end, by
+    /// [`DevPagemap::end`]; its word says `dead` in the owner's place until then.
+    pub(super) fn put(&self, page: DevicePage, dead: u64) -> Option<Dead> {
+        let down = |word: u64| match word & COUNT {
+            0 => None,
+            1 => Some(word & (BAD | STORED) | dead << OWNER_SHIFT),
+            _ => Some(word - 1),
+        };
+        let was = self.word(page).fetch_update(AcqRel, Acquire, down);
+        let was = was.expect("a reference is given back that nobody had (R1)");
+        (was & COUNT == 1).then_some(Dead {
+            stored: was & STORED != 0,
+            bad: was & BAD != 0,
+        })
+    }
+
+    /// Links a dead page of the graveyard to the next.
+    pub(super) fn link(&self, page: DevicePage, next: u64) {
+        let word = self.word(page).load(Relaxed);
+        self.word(page)
+            .store(word & !OWNER | next << OWNER_SHIFT, Release);
+    }
+
+    /// Takes a dead page out of the graveyard: the link, and what it was.
+    pub(super) fn unlink(&self, page: DevicePage) -> (u64, Dead) {
+        let word = self.word(page).load(Acquire);
+        let dead = Dead {
+            stored: word & STORED != 0,
+            bad: word & BAD != 0,
+        };
+        ((word & OWNER) >> OWNER_SHIFT, dead)
+    }
+
+    /// A dead page is free again. The driver knows already.
+    pub(super) fn end(&self, page: DevicePage, dead: Dead) {
+        self.word(page).store(0, Release);
+        if !dead.bad {
+            self.free.give((page.0 - self.first.0) as usize, 0);
+        }
+        let was = self.references.fetch_sub(1, AcqRel);
+        debug_assert!(was > 0, "a pagemap reference is given back twice (R2)");
+    }
+
+    /// No page is handed out from now on. Returns whether it was alive.
+    pub(super) fn kill(&self) -> bool {
+        let killed = self
+            .phase
+            .compare_exchange(ALIVE, DYING, SeqCst, SeqCst)
+            .is_ok();
+        if killed {
+            self.references.fetch_sub(1, AcqRel);
+        }
+        killed
+    }
+
+    /// Ends a dying chunk none of whose pages is in use. `true` for the one call that did it.
+    pub(super) fn release(&self) -> bool {
+        self.references.load(SeqCst) == 0
+            && self
+                .phase
+                .compare_exchange(DYING, RELEASED, SeqCst, SeqCst)
+                .is_ok()
+    }
+
+    /// Begins a released chunk anew.
+    pub(super) fn revive(&self) -> bool {
+        let dead = self.phase.load(SeqCst) == RELEASED;
+        if dead {
+            self.references.fetch_add(1, SeqCst);
+            self.phase.store(ALIVE, SeqCst);
+        }
+        dead
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.phase.load(SeqCst) == ALIVE
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.phase.load(SeqCst) == RELEASED
+    }
+
+    /// References on the pagemap: pages in use, and one while it is alive. Zero: it may go (R2).
+    pub(crate) fn references(&self) -> usize {
+        self.references.load(Acquire)
+    }
+
+    /// The pages that may be in use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = DevicePage> + use<'_, T> {
+        let used = |&page: &DevicePage| self.word(page).load(Acquire) & COUNT != 0;
+        (0..self.free.high_water())
+            .map(|i| self.first.plus(i))
+            .filter(used)
+    }
+}

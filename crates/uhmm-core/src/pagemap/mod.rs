@@ -1,0 +1,451 @@
+//! Device memory: a device's chunks, and their pages with reference counts.
+//!
+//! A device's memory is numbered pages, in chunks that come into being when they are needed
+//! ([`chunk`]); each chunk is a pagemap with a lifetime of its own. One page allocator serves all
+//! devices ([`buddy`]); calls into drivers are kept at arm's length ([`driver`]).
+//!
+//! Rules (DESIGN.md R1, R2, R4):
+//! - allocating a page sets its count from zero to one and takes a reference on the pagemap;
+//! - [`DeviceMemory::get`] succeeds only on a count above zero, so "is it free?" is one load;
+//! - who takes the count to zero frees the page: tells the driver once, if the driver keeps bytes for
+//!   it, then gives its number back to the allocator, then the pagemap's reference;
+//! - a chunk that was killed hands out nothing; it is released when its references are zero.
+//!
+//! Application threads must not call into a device: a device may lock, and a thread whose own stack
+//! is managed may fault while it holds that lock. They [`bury`](DeviceMemory::bury) instead, which
+//! pushes the page to a list without a lock (one compare-and-swap; popped only whole, so there is no
+//! ABA), and the reclaimer frees what is there.
+
+mod buddy;
+mod chunk;
+mod driver;
+
+pub(crate) use chunk::DevPagemap;
+
+use crate::addr::{DevicePage, PageNo};
+use crate::device::{CopyInError, Device, DeviceInfo};
+use crate::memory_type::MemoryType;
+use crate::stats::DeviceStats;
+pub(crate) use buddy::MAX_ORDER;
+use driver::Driver;
+use std::ops::Deref;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*, fence};
+
+/// The most pages that one copy into a device is given.
+pub(crate) const BATCH: usize = crate::frames::BLOCK;
+
+/// A device and its memory.
+pub(crate) struct DeviceMemory<T> {
+    driver: Driver,
+    capacity: usize,
+    chunks: Box<[OnceLock<DevPagemap<T>>]>,
+    /// The chunk in which a page was found last.
+    cursor: AtomicUsize,
+    /// Nothing comes any more; final.
+    dying: AtomicBool,
+    /// Nothing comes until the device is resumed.
+    suspended: AtomicBool,
+    /// The first dead page's number plus one, or zero.
+    graveyard: AtomicU64,
+}
+
+impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
+    /// A device of at most `limit` pages, with its first chunk.
+    pub(crate) fn new(
+        device: Box<dyn Device>,
+        limit: u32,
+        table: &dyn Fn(usize) -> Option<T>,
+    ) -> Option<Self> {
+        let driver = Driver::new(device);
+        let info = driver.info();
+        let capacity = info.capacity_pages.min(limit) as usize;
+        let chunks = capacity.div_ceil(info.chunk_pages as usize);
+        let memory = Self {
+            driver,
+            capacity,
+            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
+            cursor: AtomicUsize::new(0),
+            dying: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
+            graveyard: AtomicU64::new(0),
+        };
+        match memory.add_chunk(0, table) {
+            Ok(_) | Err(AddChunkError::Refused | AddChunkError::NoSuchChunk) => Some(memory),
+            Err(_) => None,
+        }
+    }
+
+    pub(crate) fn info(&self) -> &DeviceInfo {
+        self.driver.info()
+    }
+
+    pub(crate) fn memory_type(&self) -> MemoryType {
+        self.info().memory
+    }
+
+    /// Pages that the device can be asked to hold.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    fn chunk_pages(&self) -> usize {
+        self.info().chunk_pages as usize
+    }
+
+    /// Which chunk `page` lies in.
+    pub(crate) fn chunk_of(&self, page: DevicePage) -> usize {
+        page.0 as usize / self.chunk_pages()
+    }
+
+    /// The chunk that `page` lies in, if there is one.
+    pub(crate) fn chunk(&self, index: usize) -> Option<&DevPagemap<T>> {
+        self.chunks.get(index)?.get()
+    }
+
+    /// The chunks that there are or have been.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &DevPagemap<T>> {
+        self.chunks.iter().filter_map(OnceLock::get)
+    }
+
+    fn at(&self, page: DevicePage) -> &DevPagemap<T> {
+        self.chunk(self.chunk_of(page))
+            .expect("a page in use lies in a chunk")
+    }
+
+    /// Makes the chunk with this index, or begins it anew after it was removed.
+    pub(crate) fn add_chunk(
+        &self,
+        index: usize,
+        table: &dyn Fn(usize) -> Option<T>,
+    ) -> Result<&DevPagemap<T>, AddChunkError> {
+        let slot = self.chunks.get(index).ok_or(AddChunkError::NoSuchChunk)?;
+        if self.is_dying() {
+            return Err(AddChunkError::Removed);
+        }
+        let first = DevicePage((index * self.chunk_pages()) as u32);
+        let len = self.chunk_pages().min(self.capacity - first.0 as usize);
+        if let Some(chunk) = slot.get() {
+            if !chunk.is_released() {
+                return Err(AddChunkError::AlreadyThere);
+            }
+            if !self.driver.add_chunk(first, len as u32) {
+                return Err(AddChunkError::Refused);
+            }
+            return chunk
+                .revive()
+                .then_some(chunk)
+                .ok_or(AddChunkError::AlreadyThere);
+        }
+        let chunk = DevPagemap::new(first, len, table).ok_or(AddChunkError::NoAddressSpace)?;
+        let mut mine = false;
+        let chunk = slot.get_or_init(|| {
+            mine = true;
+            chunk
+        });
+        if !mine {
+            return Err(AddChunkError::AlreadyThere);
+        }
+        // Either `kill` finds this chunk, or it is found dying here.
+        fence(SeqCst);
+        if self.is_dying() {
+            chunk.kill();
+            return Err(AddChunkError::Removed);
+        }
+        if !self.driver.add_chunk(first, len as u32) {
+            chunk.kill();
+            chunk.release();
+            return Err(AddChunkError::Refused);
+        }
+        Ok(chunk)
+    }
+
+    /// Hands out `1 << order` pages, aligned to their number, each with one reference that is the
+    /// caller's. Makes a chunk where none of those that there are has room.
+    pub(crate) fn alloc(
+        &self,
+        order: u32,
+        stats: &DeviceStats,
+        table: &dyn Fn(usize) -> Option<T>,
+    ) -> Result<DevicePage, AllocError> {
+        if self.is_dying() {
+            return Err(AllocError::Removed);
+        }
+        if self.suspended.load(SeqCst) {
+            return Err(AllocError::Suspended);
+        }
+        let start = self.cursor.load(Relaxed);
+        let len = self.chunks.len();
+        let found = (0..len)
+            .map(|step| (start + step) % len)
+            .find_map(|index| Some((index, self.chunk(index)?.alloc(order)?)));
+        let page = match found {
+            Some((index, page)) => {
+                self.cursor.store(index, Relaxed);
+                page
+            }
+            None => {
+                let index = self.chunks.iter().position(|slot| slot.get().is_none());
+                let chunk = index.and_then(|index| self.add_chunk(index, table).ok());
+                chunk
+                    .and_then(|chunk| chunk.alloc(order))
+                    .ok_or(AllocError::Full)?
+            }
+        };
+        stats.pages_peak.raise(stats.pages.add(1 << order));
+        Ok(page)
+    }
+
+    /// Hands out just `page`.
+    pub(crate) fn alloc_at(&self, page: DevicePage, stats: &DeviceStats) -> bool {
+        let chunk = self.chunk(self.chunk_of(page));
+        let taken = !self.is_dying() && chunk.is_some_and(|chunk| chunk.alloc_at(page));
+        if taken {
+            stats.pages_peak.raise(stats.pages.add(1));
+        }
+        taken
+    }
+
+    /// Brings the counters of stored bytes up to date.
+    pub(crate) fn count_stored(&self, stats: &DeviceStats) {
+        let stored = if self.memory_type() == MemoryType::Private {
+            self.driver.stored_bytes()
+        } else {
+            (self.in_use() * crate::addr::PAGE_SIZE) as u64
+        };
+        stats.stored_bytes.set(stored);
+        stats.stored_bytes_peak.raise(stored);
+    }
+
+    /// The page of the space whose entry holds `page`, if one does.
+    pub(crate) fn owner(&self, page: DevicePage) -> Option<PageNo> {
+        self.chunk(self.chunk_of(page))?.owner(page)
+    }
+
+    /// References on `page`; zero when it is free.
+    pub(crate) fn count(&self, page: DevicePage) -> u16 {
+        self.chunk(self.chunk_of(page))
+            .map_or(0, |chunk| chunk.count(page))
+    }
+
+    /// The caller's reference on `page` becomes the entry's of `owner`, which the caller has claimed.
+    pub(crate) fn set_owner(&self, page: DevicePage, owner: PageNo) {
+        self.at(page).set_owner(page, owner);
+    }
+
+    /// The driver keeps bytes for `page` from now on, and is told when it is free.
+    pub(crate) fn set_stored(&self, page: DevicePage) {
+        self.at(page).set_stored(page, true);
+    }
+
+    /// The driver does not, after all: a copy that had begun has failed.
+    pub(crate) fn clear_stored(&self, page: DevicePage) {
+        self.at(page).set_stored(page, false);
+    }
+
+    /// The memory of `page`, which is in use, has failed: it is not used again once it is free.
+    pub(crate) fn set_bad(&self, page: DevicePage) {
+        self.at(page).set_bad(page);
+    }
+
+    /// Takes a reference on `page` unless it is free.
+    pub(crate) fn get(&self, page: DevicePage) -> Option<Held<'_, T>> {
+        let chunk = self.chunk(self.chunk_of(page))?;
+        chunk.get(page).then_some(Held { memory: self, page })
+    }
+
+    /// Gives a reference on `page` back; the last one frees it. Not for application threads: see
+    /// [`DeviceMemory::bury`].
+    pub(crate) fn put(&self, page: DevicePage, stats: &DeviceStats) {
+        if let Some(dead) = self.at(page).put(page, 0) {
+            self.end(page, dead, stats);
+        }
+    }
+
+    fn end(&self, page: DevicePage, dead: chunk::Dead, stats: &DeviceStats) {
+        if dead.stored {
+            self.driver.free(page);
+        }
+        stats.pages.sub(1);
+        self.at(page).end(page, dead);
+    }
+
+    /// Like [`DeviceMemory::put`], for application threads: the last reference leaves the page to
+    /// [`DeviceMemory::free_buried`].
+    pub(crate) fn bury(&self, page: DevicePage) {
+        let chunk = self.at(page);
+        let mut head = self.graveyard.load(Acquire);
+        // The link must be right before the page can be seen in the list, and only who takes the
+        // count to zero may write it: so the count goes to zero with a mark, then the link is set.
+        if chunk.put(page, chunk::NOBODY).is_none() {
+            return;
+        }
+        loop {
+            chunk.link(page, head);
+            let me = u64::from(page.0) + 1;
+            match self
+                .graveyard
+                .compare_exchange_weak(head, me, AcqRel, Acquire)
+            {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Frees what [`DeviceMemory::bury`] left; returns how many pages.
+    pub(crate) fn free_buried(&self, stats: &DeviceStats) -> usize {
+        let mut next = self.graveyard.swap(0, AcqRel);
+        let mut freed = 0;
+        while next != 0 {
+            let page = DevicePage((next - 1) as u32);
+            let (after, dead) = self.at(page).unlink(page);
+            next = after;
+            self.end(page, dead, stats);
+            freed += 1;
+        }
+        if freed > 0 {
+            self.count_stored(stats);
+        }
+        freed
+    }
+
+    /// No page is handed out from now on. Returns whether that is new.
+    pub(crate) fn kill(&self) -> bool {
+        let new = !self.dying.swap(true, SeqCst);
+        fence(SeqCst);
+        self.chunks().for_each(|chunk| {
+            chunk.kill();
+        });
+        new
+    }
+
+    /// No page of `chunk` is handed out from now on.
+    pub(crate) fn kill_chunk(&self, chunk: &DevPagemap<T>) {
+        chunk.kill();
+    }
+
+    pub(crate) fn is_dying(&self) -> bool {
+        self.dying.load(SeqCst)
+    }
+
+    /// No page is handed out until `resume`. Returns whether that is new.
+    pub(crate) fn set_suspended(&self, suspended: bool) -> bool {
+        self.suspended.swap(suspended, SeqCst) != suspended
+    }
+
+    /// Whether pages can be handed out.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.is_dying() && !self.suspended.load(SeqCst)
+    }
+
+    /// A copy has shown that the device has failed for good.
+    pub(crate) fn heard(&self, error: CopyInError) {
+        if error == CopyInError::Dead {
+            self.kill();
+        }
+    }
+
+    /// Ends `chunk`, which was killed, if none of its pages is in use, and tells the driver.
+    pub(crate) fn release(&self, chunk: &DevPagemap<T>) -> bool {
+        if chunk.release() {
+            self.driver.remove_chunk(chunk.first(), chunk.len() as u32);
+        }
+        chunk.is_released()
+    }
+
+    /// Pages in use.
+    pub(crate) fn in_use(&self) -> usize {
+        self.chunks()
+            .map(|chunk| chunk.references() - usize::from(chunk.is_alive()).min(chunk.references()))
+            .sum()
+    }
+
+    /// The pages in use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = DevicePage> {
+        self.chunks().flat_map(DevPagemap::used)
+    }
+}
+
+/// Why a device has no page to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocError {
+    /// No page is free, or none that is aligned to such an order.
+    Full,
+    /// The device was removed, or is being removed.
+    Removed,
+    /// The device is suspended.
+    Suspended,
+    /// The space has no such device.
+    NoSuchDevice,
+}
+
+impl std::fmt::Display for AllocError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Full => "the device has no free page of that order",
+            Self::Removed => "the device was removed",
+            Self::Suspended => "the device is suspended: resume it first",
+            Self::NoSuchDevice => "the space has no such device",
+        })
+    }
+}
+
+impl std::error::Error for AllocError {}
+
+/// Why a chunk of device memory was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddChunkError {
+    /// The device's capacity ends before it.
+    NoSuchChunk,
+    /// It is there, or still on its way out.
+    AlreadyThere,
+    /// The device was removed.
+    Removed,
+    /// The driver has no memory for it.
+    Refused,
+    /// No address space for its table.
+    NoAddressSpace,
+}
+
+impl std::fmt::Display for AddChunkError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoSuchChunk => "the device's capacity ends before that chunk",
+            Self::AlreadyThere => "the chunk is there already, or is still being removed",
+            Self::Removed => "the device was removed",
+            Self::Refused => "the driver has no memory for another chunk",
+            Self::NoAddressSpace => "no address space for the chunk's table (ulimit -v unlimited)",
+        })
+    }
+}
+
+impl std::error::Error for AddChunkError {}
+
+/// A reference on a device page (R3): while it lives the page is not free, and its pagemap stays.
+pub(crate) struct Held<'a, T: Deref<Target = [AtomicU64]>> {
+    memory: &'a DeviceMemory<T>,
+    page: DevicePage,
+}
+
+impl<T: Deref<Target = [AtomicU64]>> Held<'_, T> {
+    /// References on the page, this one included.
+    pub(crate) fn count(&self) -> u16 {
+        self.memory.count(self.page)
+    }
+
+    /// Gives the reference back, and the entry's with it: the page has left the device.
+    pub(crate) fn leave(self, stats: &DeviceStats) {
+        self.memory.put(self.page, stats);
+        self.end(stats);
+    }
+
+    /// Gives the reference back.
+    pub(crate) fn end(self, stats: &DeviceStats) {
+        self.memory.put(self.page, stats);
+    }
+}

@@ -1,0 +1,82 @@
+//! `mbind`: which NUMA node new pages of a range come from.
+
+use rustix::io::{self, Errno};
+use std::ops::Range;
+
+/// Nodes that a mask has room for: as many as Linux can be built for.
+const NODES: usize = 1024;
+const BITS: usize = libc::c_ulong::BITS as usize;
+
+/// New pages of `range` come from `node`, and from no other.
+///
+/// # Errors
+/// `EINVAL` where there is no such node, where it has no memory, or where this process may not use
+/// it; `EPERM` where a filter forbids the call; `ENOSYS` on a kernel without NUMA.
+pub fn bind(range: Range<usize>, node: u32) -> io::Result<()> {
+    let mut mask = [0; NODES / BITS];
+    let node = node as usize;
+    *mask.get_mut(node / BITS).ok_or(Errno::INVAL)? |= 1 << (node % BITS);
+    mbind(range, libc::MPOL_BIND, &mask)
+}
+
+/// New pages of `range` come from the node of the CPU that asks, whatever the thread's own policy.
+///
+/// # Errors
+/// As [`bind`].
+pub fn prefer_local(range: Range<usize>) -> io::Result<()> {
+    mbind(range, libc::MPOL_LOCAL, &[])
+}
+
+fn mbind(range: Range<usize>, mode: libc::c_int, mask: &[libc::c_ulong]) -> io::Result<()> {
+    // The kernel reads one bit less than it is told of; no mask at all is a null pointer.
+    let (mask, bits) = match mask {
+        [] => (std::ptr::null(), 0),
+        mask => (mask.as_ptr(), mask.len() * BITS + 1),
+    };
+    // SAFETY: sets a policy, and moves or changes no page; the mask has as many bits as are read.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            range.start,
+            range.len(),
+            libc::c_long::from(mode),
+            mask,
+            bits,
+            0,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(super::last_errno()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::Mapping;
+
+    #[test]
+    fn nodes_that_are_not_there_are_refused() {
+        let map = Mapping::anonymous(4 * 4096, c"uhmm-test").unwrap();
+        let range = map.address()..map.address() + map.len();
+        for node in [NODES as u32 - 1, NODES as u32, u32::MAX] {
+            // Another errno where a filter forbids the call, or there is no NUMA at all.
+            assert!(bind(range.clone(), node).is_err(), "node {node}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_taken_where_there_are_policies() {
+        let map = Mapping::anonymous(4 * 4096, c"uhmm-test").unwrap();
+        let range = map.address()..map.address() + map.len();
+        match prefer_local(range.clone()) {
+            // A filter forbids the call, or there is no NUMA at all: then it is so for both.
+            Err(errno) => assert_eq!(bind(range, 0), Err(errno)),
+            Ok(()) => {
+                let some = (0..NODES as u32).find(|&node| bind(range.clone(), node).is_ok());
+                assert!(some.is_some(), "there is a node with memory");
+            }
+        }
+    }
+}
