@@ -68,6 +68,24 @@ impl<M: Mmu> Inside<'_, M> {
         Ok(())
     }
 
+    /// Takes the frames of mapped device pages home, which must come before the range's access is
+    /// taken away. What they hold is dropped.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`].
+    pub fn release_device_pages(&self, pages: PageRange) -> Result<(), RangeError> {
+        let range = self.space.range();
+        if pages.start < range.start || pages.end() > range.end() {
+            return Err(RangeError::NotManaged);
+        }
+        self.space.entries.for_each_used(pages, |page, word| {
+            if let State::Coherent(at) = word.state() {
+                self.send_home(page, at);
+            }
+        });
+        Ok(())
+    }
+
     fn drop_pages(&self, pages: PageRange) {
         let space = self.space;
         let mut mapped = 0;

@@ -17,6 +17,8 @@ pub struct Attributes {
     pub not_in_child: bool,
     /// The pages are not ours to manage: something else was mapped over them.
     pub foreign: bool,
+    /// Devices keep their copies of what is read.
+    pub read_mostly: bool,
 }
 
 /// The regions of a space. See the module's head.
@@ -208,6 +210,7 @@ mod tests {
         wipe_on_fork: false,
         not_in_child: false,
         foreign: false,
+        read_mostly: false,
     };
     const READ: Attributes = Attributes {
         protection: 1,

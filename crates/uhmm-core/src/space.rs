@@ -10,6 +10,7 @@ use crate::frames::FramePool;
 use crate::gate::Gate;
 use crate::hints::Hints;
 use crate::lock::Lock;
+use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
 use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
@@ -133,6 +134,11 @@ impl<M: Mmu> Space<M> {
         self.devices[usize::from(device)]
             .get()
             .expect("an entry names a device that was added")
+    }
+
+    /// The type of a device's memory; `None` when there is no such device.
+    pub fn memory_type(&self, device: u8) -> Option<MemoryType> {
+        Some(self.find_device(device)?.memory_type())
     }
 
     /// The device with this number, if there is one.

@@ -13,13 +13,19 @@
 //! ```
 
 mod build;
+mod device_memory;
 mod fork;
 pub mod memory;
+pub mod migrate;
+mod range;
 mod region;
 pub mod size;
 pub mod spec;
 
 pub use build::{BuildError, Builder, Space};
+pub use device_memory::*;
+pub use migrate::{Migrated, Place};
+pub use range::RangeError;
 pub use region::Region;
 
 /// The devices that come with the library.

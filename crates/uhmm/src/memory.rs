@@ -168,6 +168,10 @@ impl Memory {
             if was.foreign {
                 self.reclaim_foreign(piece)?;
             } else {
+                if was.read_mostly {
+                    call.inside.set_read_mostly(piece, false).map_err(to_io)?;
+                }
+                call.inside.release_device_pages(piece).map_err(to_io)?;
                 self.core.mmu().protect(piece, Protection::empty())?;
                 call.inside.discard(piece).map_err(to_io)?;
             }
@@ -234,6 +238,30 @@ impl Memory {
     /// As [`Memory::wipe_on_fork`].
     pub fn leave_out_of_fork(&self, address: usize, len: usize, leave: bool) -> io::Result<()> {
         self.change(address, len, |attributes| attributes.not_in_child = leave)
+    }
+
+    /// Says whether a range is mostly read. Then a device keeps its copy of what is read there, and
+    /// to push an unmodified page out again copies nothing; the first write to such a page costs one
+    /// more fault. The hint is gone when the range is unmapped.
+    ///
+    /// # Errors
+    /// As [`Memory::wipe_on_fork`].
+    pub fn read_mostly(&self, address: usize, len: usize, on: bool) -> io::Result<()> {
+        self.change(address, len, |attributes| attributes.read_mostly = on)?;
+        let call = self.call()?;
+        let pages = self.pages(address, len, &call.regions)?;
+        for (piece, attributes) in call.regions.pieces(pages) {
+            call.inside
+                .set_read_mostly(piece, attributes.read_mostly)
+                .map_err(to_io)?;
+        }
+        Ok(())
+    }
+
+    /// The regions within `pages`, with their attributes.
+    pub(crate) fn pieces(&self, pages: PageRange) -> io::Result<Vec<(PageRange, Attributes)>> {
+        let call = self.call()?;
+        Ok(call.regions.pieces(pages).collect())
     }
 
     fn change(
@@ -306,6 +334,9 @@ impl Memory {
             }
             let more = PageRange::new(old.end(), new_pages - old.len);
             if more.end() <= call.regions.range().end() && call.regions.take_at(more, like) {
+                if like.read_mostly {
+                    call.inside.set_read_mostly(more, true).map_err(to_io)?;
+                }
                 self.grant(&mut call, more, protection)?;
                 return Ok(address);
             }
@@ -326,6 +357,9 @@ impl Memory {
         };
         let new = new.ok_or(io::ErrorKind::OutOfMemory)?;
         self.grant(&mut call, new, protection)?;
+        if like.read_mostly {
+            call.inside.set_read_mostly(new, true).map_err(to_io)?;
+        }
         let moved = PageRange::new(old.start, old.len.min(new.len));
         call.inside.relocate(moved, new.start).map_err(to_io)?;
         if keep {
@@ -429,6 +463,7 @@ fn attributes(protection: Protection) -> Attributes {
         wipe_on_fork: false,
         not_in_child: false,
         foreign: false,
+        read_mostly: false,
     }
 }
 

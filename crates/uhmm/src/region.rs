@@ -1,7 +1,10 @@
 //! Managed memory as a program's own.
 
 use crate::build::Space;
+use crate::device_memory::Usage;
 use crate::memory::Protection;
+use crate::migrate::{MigrateError, Migrated, Place};
+use crate::range::RangeError;
 use std::io;
 
 /// A range of managed memory; unmapped when dropped.
@@ -57,6 +60,31 @@ impl Region {
     /// When the process is forking and does not get done with it.
     pub fn clear(&mut self) -> io::Result<()> {
         self.space.memory().discard(self.address, self.len)
+    }
+
+    /// Migrates all of it, best effort page by page.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate(&self, to: Place) -> Result<Migrated, MigrateError> {
+        self.space.migrate(self.address, self.len, to)
+    }
+
+    /// Where its pages are.
+    ///
+    /// # Errors
+    /// [`RangeError::Forking`].
+    pub fn usage(&self) -> Result<Usage, RangeError> {
+        self.space.usage(self.address, self.len)
+    }
+
+    /// Says whether it is mostly read: see [`crate::memory::Memory::read_mostly`].
+    ///
+    /// # Errors
+    /// When the process is forking and does not get done with it.
+    pub fn read_mostly(&self, on: bool) -> io::Result<()> {
+        let memory = self.space.memory();
+        memory.read_mostly(self.address, self.len, on)
     }
 
     /// The space that it is in.

@@ -260,10 +260,19 @@ impl<'a, M: Mmu, Phase> Migration<'a, M, Phase> {
 impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     /// Clears the migrate mark of `page`: it is put back.
     pub fn skip(&mut self, page: PageNo) {
-        let items = self.hands.items.iter_mut();
-        for item in items.filter(|item| item.claimed.page() == page) {
-            item.migrate = false;
+        self.skip_if(|selected| selected.page == page);
+    }
+
+    /// Clears the migrate mark of the pages that `which` names; returns of how many.
+    pub fn skip_if(&mut self, which: impl Fn(&Page) -> bool) -> usize {
+        let mut skipped = 0;
+        for item in &mut self.hands.items {
+            if item.migrate && which(&item.describe()) {
+                item.migrate = false;
+                skipped += 1;
+            }
         }
+        skipped
     }
 
     /// Hands out pages of `device` as the destinations of all pages that have none; runs of pages get

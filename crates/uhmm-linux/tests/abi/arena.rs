@@ -128,20 +128,26 @@ fn an_arena_is_made_once_and_only_of_a_node_that_is_there() {
     assert!(!mmu.add_arena(MAX_DEVICES as u8, 8, None));
 }
 
-/// The lines of `/proc/self/numa_maps` about the mappings with this name.
-fn policies(name: &str) -> Vec<String> {
-    let named = |address: &&str| {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        maps.lines()
-            .any(|line| line.starts_with(&format!("{address}-")) && line.contains(name))
-    };
+/// The mappings of this process, each with where new pages of it come from.
+fn policies() -> Vec<(PageNo, String)> {
     let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
-    let of_name = maps
-        .lines()
-        .filter(|line| named(&line.split(' ').next().unwrap()));
-    of_name
-        .map(|line| line.split(' ').nth(1).unwrap().to_owned())
-        .collect()
+    let policy = |line: &str| {
+        let (address, rest) = line.split_once(' ').unwrap();
+        let address = usize::from_str_radix(address, 16).unwrap();
+        let policy = rest.split(' ').next().unwrap();
+        (PageNo::containing(address), policy.to_owned())
+    };
+    maps.lines().map(policy).collect()
+}
+
+fn assert_space_is_local(mmu: &LinuxMmu) {
+    let mut of_space = policies();
+    of_space.retain(|(page, _)| mmu.space_range().contains(*page));
+    let local = |(_, policy): &(PageNo, String)| policy == "local";
+    assert!(
+        !of_space.is_empty() && of_space.iter().all(local),
+        "{of_space:?}"
+    );
 }
 
 #[test]
@@ -153,19 +159,16 @@ fn a_bound_arena_is_of_its_node_and_the_space_is_left_alone() {
         return;
     };
     fill(&mmu, 2);
-    assert_eq!(policies("uhmm-arena"), [format!("bind:{node}")]);
-    let of_space = policies("uhmm-space");
-    assert!(
-        !of_space.is_empty() && of_space.iter().all(|policy| policy == "local"),
-        "{of_space:?}"
-    );
+    let bind = format!("bind:{node}");
+    let bound = policies()
+        .iter()
+        .filter(|(_, policy)| *policy == bind)
+        .count();
+    assert_eq!(bound, 1);
+    assert_space_is_local(&mmu);
     // Also where it was mapped again.
     mmu.reserve_again(range(&mmu, 0, 4)).unwrap();
-    assert!(
-        policies("uhmm-space")
-            .iter()
-            .all(|policy| policy == "local")
-    );
+    assert_space_is_local(&mmu);
     mmu.protect(
         range(&mmu, 0, 4),
         MprotectFlags::READ | MprotectFlags::WRITE,

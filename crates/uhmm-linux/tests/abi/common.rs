@@ -85,17 +85,22 @@ pub fn next(uffd: &Uffd) -> Event {
 
 /// Whether a message comes within this time.
 pub fn comes(uffd: &Uffd, milliseconds: i32) -> bool {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use std::os::fd::AsRawFd;
+    let fd = uffd.fd();
+    let flags = fcntl_getfl(fd).unwrap();
+    // A userfaultfd whose reads block is an error to poll.
+    fcntl_setfl(fd, flags | OFlags::NONBLOCK).unwrap();
     let mut poll = libc::pollfd {
-        fd: uffd.fd().as_raw_fd(),
+        fd: fd.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
     // SAFETY: one structure, which the call reads and writes.
-    match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
-        -1 => panic!("poll: {}", std::io::Error::last_os_error()),
-        ready => ready > 0,
-    }
+    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+    fcntl_setfl(fd, flags).unwrap();
+    assert!(ready == 0 || poll.revents == libc::POLLIN, "{ready}");
+    ready > 0
 }
 
 /// Waits a little, and checks that `thread` has not ended and that there is no message.

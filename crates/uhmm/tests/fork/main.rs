@@ -16,7 +16,7 @@ use uhmm::devices::{Lz4Device, MirrorDevice};
 use uhmm::{Builder, Region, Space};
 use uhmm_core::addr::{PAGE_SIZE, PageNo};
 use uhmm_core::entry::State;
-use uhmm_core::fault::Scratch;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_testkit::Oracle;
 
 const BUDGET: usize = 4 << 20;
@@ -217,7 +217,7 @@ fn a_poisoned_page_is_poisoned_on_both_sides() {
             world
                 .space
                 .core()
-                .fault(world.number(3), &mut Scratch::default())
+                .fault(world.number(3), Access::Read, &mut Scratch::default())
         };
         fault();
         assert_eq!(world.state(3), State::Poisoned);

@@ -1,0 +1,219 @@
+//! The devices of a space: added, emptied, suspended and removed while programs run; where the pages
+//! of a range are; memory that fails.
+
+use crate::build::{BuildError, Space};
+use crate::migrate::MigrateError;
+use crate::range::RangeError;
+use std::fmt;
+use std::time::Duration;
+use uhmm_core::addr::{DeviceAddr, DevicePage, PageNo};
+use uhmm_core::device::Device;
+use uhmm_core::evict;
+use uhmm_core::fault::Scratch;
+use uhmm_linux::mmu::LinuxMmu;
+
+pub use uhmm_core::evict::StillInUse;
+pub use uhmm_core::failure::{Failure, FailureError};
+pub use uhmm_core::hold::{Hold, HoldError};
+pub use uhmm_core::map::MapError;
+pub use uhmm_core::usage::Usage;
+pub use uhmm_core::{AddChunkError, AllocError};
+
+/// Pages of a device in its driver's hands, on this machine.
+pub type DevicePages<'a> = uhmm_core::DevicePages<'a, LinuxMmu>;
+/// A reference on a device page, on this machine.
+pub type PageRef<'a> = uhmm_core::PageRef<'a, LinuxMmu>;
+
+/// A device of a space: its place in the order in which devices were added, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u8);
+
+impl DeviceId {
+    /// A page of this device.
+    pub const fn page(self, page: u32) -> DeviceAddr {
+        DeviceAddr {
+            device: self.0,
+            page: DevicePage(page),
+        }
+    }
+}
+
+/// Why device memory was not emptied or removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveError {
+    /// The space has no such device, or the device no such chunk.
+    NoSuchDevice,
+    /// It was removed before.
+    AlreadyRemoved,
+    /// The time was over first. Nothing is lost, and another call goes on where this one ended.
+    StillInUse(StillInUse),
+    /// The calling thread's stack is managed memory, which might itself be on the device.
+    ManagedStack,
+}
+
+impl fmt::Display for RemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchDevice => evict::RemoveError::NoSuchDevice.fmt(f),
+            Self::AlreadyRemoved => evict::RemoveError::AlreadyRemoved.fmt(f),
+            Self::StillInUse(error) => error.fmt(f),
+            Self::ManagedStack => MigrateError::ManagedStack.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RemoveError {}
+
+impl From<evict::RemoveError> for RemoveError {
+    fn from(error: evict::RemoveError) -> Self {
+        match error {
+            evict::RemoveError::NoSuchDevice => Self::NoSuchDevice,
+            evict::RemoveError::AlreadyRemoved => Self::AlreadyRemoved,
+            evict::RemoveError::StillInUse(error) => Self::StillInUse(error),
+        }
+    }
+}
+
+/// Its calls that take a `patience` work for that long at most, and longer only to end a step that has
+/// begun.
+impl Space {
+    /// Adds a device while the space is in use. Devices are filled in the order in which they were
+    /// added.
+    ///
+    /// # Errors
+    /// [`BuildError::Core`].
+    pub fn add_device(&self, device: Box<dyn Device>) -> Result<DeviceId, BuildError> {
+        let added = self.core().add_device(device);
+        added.map(DeviceId).map_err(BuildError::Core)
+    }
+
+    /// Removes a device while programs use its pages: nothing new goes there, and every page comes to
+    /// RAM, or by way of RAM to another device.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub fn remove_device(&self, device: DeviceId, patience: Duration) -> Result<(), RemoveError> {
+        self.emptying(|core, scratch| core.remove_device(device.0, patience, scratch))
+    }
+
+    /// Brings all pages of a device to RAM. Pages may come to it again at once.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub fn evict_device(&self, device: DeviceId, patience: Duration) -> Result<(), RemoveError> {
+        self.emptying(|core, scratch| core.evict_device(device.0, patience, scratch))
+    }
+
+    /// Brings all pages of a device to RAM, and lets none come until [`Space::resume_device`].
+    ///
+    /// # Errors
+    /// [`RemoveError`]; the device is suspended all the same, with pages left on it.
+    pub fn suspend_device(&self, device: DeviceId, patience: Duration) -> Result<(), RemoveError> {
+        self.emptying(|core, scratch| core.suspend_device(device.0, patience, scratch))
+    }
+
+    /// Ends a suspension. `false`: there was none.
+    pub fn resume_device(&self, device: DeviceId) -> bool {
+        self.core().resume_device(device.0)
+    }
+
+    /// Brings all pages of a chunk of a device to RAM. Chunks are counted from 0.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub fn evict_chunk(
+        &self,
+        device: DeviceId,
+        chunk: usize,
+        patience: Duration,
+    ) -> Result<(), RemoveError> {
+        self.emptying(|core, scratch| core.evict_chunk(device.0, chunk, patience, scratch))
+    }
+
+    /// Removes a chunk of a device's memory while programs use its pages.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub fn remove_chunk(
+        &self,
+        device: DeviceId,
+        chunk: usize,
+        patience: Duration,
+    ) -> Result<(), RemoveError> {
+        self.emptying(|core, scratch| core.remove_chunk(device.0, chunk, patience, scratch))
+    }
+
+    /// Adds a chunk to a device's memory: the next one, or one that was removed.
+    ///
+    /// # Errors
+    /// [`AddChunkError`].
+    pub fn add_chunk(&self, device: DeviceId, chunk: usize) -> Result<(), AddChunkError> {
+        self.core().add_chunk(device.0, chunk)
+    }
+
+    fn emptying(
+        &self,
+        work: impl FnOnce(&crate::build::CoreSpace, &mut Scratch) -> Result<(), evict::RemoveError>,
+    ) -> Result<(), RemoveError> {
+        self.check_stack().map_err(|_| RemoveError::ManagedStack)?;
+        Ok(work(self.core(), &mut Scratch::default())?)
+    }
+
+    /// Hands out a block of `1 << order` pages of a device to its driver.
+    ///
+    /// # Errors
+    /// [`AllocError`].
+    pub fn alloc_device_pages(
+        &self,
+        device: DeviceId,
+        order: u32,
+    ) -> Result<DevicePages<'_>, AllocError> {
+        self.core().alloc_device_pages(device.0, order)
+    }
+
+    /// Takes a reference on a device page that is in use.
+    ///
+    /// # Errors
+    /// [`HoldError`].
+    pub fn hold_device_page(&self, at: DeviceAddr, hold: Hold) -> Result<PageRef<'_>, HoldError> {
+        self.core().hold_device_page(at, hold)
+    }
+
+    /// Maps a block of device pages of a type that does not migrate at `address`, where nothing has
+    /// been touched yet.
+    ///
+    /// # Errors
+    /// [`MapError`]; then the block is freed.
+    pub fn map_device_pages(&self, block: DevicePages<'_>, address: usize) -> Result<(), MapError> {
+        let len = uhmm_core::addr::PAGE_SIZE << block.order();
+        self.pages(address, len, true)
+            .map_err(|_| MapError::NotManaged)?;
+        self.core()
+            .map_device_pages(block, PageNo::containing(address))
+    }
+
+    /// Where the pages of a range are: its charge, which follows each page when it migrates.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn usage(&self, address: usize, len: usize) -> Result<Usage, RangeError> {
+        Ok(self.core().usage(self.pages(address, len, false)?))
+    }
+
+    /// The memory of the page at `address` has failed: a good copy is used from now on, or the page is
+    /// poisoned and a touch of it is a SIGBUS.
+    ///
+    /// # Errors
+    /// [`FailureError`].
+    pub fn memory_failure(&self, address: usize) -> Result<Failure, FailureError> {
+        self.core().memory_failure(PageNo::containing(address))
+    }
+
+    /// The memory of a device page has failed.
+    ///
+    /// # Errors
+    /// [`FailureError`].
+    pub fn device_memory_failure(&self, at: DeviceAddr) -> Result<Failure, FailureError> {
+        self.core().device_memory_failure(at)
+    }
+}

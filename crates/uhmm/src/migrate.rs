@@ -1,0 +1,201 @@
+//! Moving pages by request, with addresses.
+
+use crate::build::Space;
+use crate::device_memory::DeviceId;
+use crate::range::RangeError;
+use std::fmt;
+use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
+use uhmm_core::device::Owner;
+use uhmm_core::migrate::{From as Origin, Unmapped};
+use uhmm_core::{AllocError, migrate};
+use uhmm_linux::mmu::LinuxMmu;
+
+pub use uhmm_core::migrate::{CopiedTo, Destination, Installed, Migrated, Page, Select, Source};
+
+/// A migration under way on this machine; see [`uhmm_core::migrate`] for its phases.
+pub type Migration<'a, Phase> = migrate::Migration<'a, LinuxMmu, Phase>;
+
+/// Pages that are migrated together: what a touch may have to wait for.
+const BATCH: usize = 512;
+
+/// Where pages are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// To RAM.
+    Ram,
+    /// To a device.
+    Device(DeviceId),
+}
+
+/// Why a migration could not begin. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrateError {
+    /// Something is wrong with the range.
+    Range(RangeError),
+    /// The space has no such device, or the device no such page.
+    NoSuchDevice,
+    /// The device's memory is of a type that does not migrate.
+    DoesNotMigrate,
+    /// The page is in use by others, or in flight, or there is no RAM for it.
+    Busy,
+    /// The device has no page to give.
+    Device(AllocError),
+    /// The calling thread's stack is managed memory, which might itself be migrated.
+    ManagedStack,
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(error) => error.fmt(f),
+            Self::NoSuchDevice => {
+                f.write_str("the space has no such device, or the device no such page")
+            }
+            Self::DoesNotMigrate => migrate::MigrateError::DoesNotMigrate.fmt(f),
+            Self::Busy => migrate::MigrateError::Busy.fmt(f),
+            Self::Device(error) => error.fmt(f),
+            Self::ManagedStack => f.write_str(
+                "this thread's stack is managed memory: call from a thread whose stack is not",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for MigrateError {}
+
+impl From<RangeError> for MigrateError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl From<migrate::MigrateError> for MigrateError {
+    fn from(error: migrate::MigrateError) -> Self {
+        match error {
+            migrate::MigrateError::NotManaged => Self::Range(RangeError::Foreign),
+            migrate::MigrateError::NoSuchPage => Self::NoSuchDevice,
+            migrate::MigrateError::DoesNotMigrate => Self::DoesNotMigrate,
+            migrate::MigrateError::Busy => Self::Busy,
+        }
+    }
+}
+
+/// What to migrate: the arguments of [`Space::migrate_vma`].
+#[derive(Clone, Copy, Debug)]
+pub struct MigrateVma {
+    /// The address of the first byte, on a page.
+    pub address: usize,
+    /// Bytes, a multiple of 4096.
+    pub len: usize,
+    /// Which kinds of pages.
+    pub select: Select,
+    /// Of pages on devices: only this owner's. `None`: anybody's.
+    pub owner: Option<Owner>,
+    /// A device page on which the caller holds a reference because it serves a fault on it.
+    pub fault_page: Option<(DeviceId, DevicePage)>,
+}
+
+impl Space {
+    /// Migrates a range, best effort page by page: what is pinned, shared or in flight stays, and so
+    /// does what there is no room for. Pages that are at their place already are not counted.
+    ///
+    /// # Errors
+    /// [`MigrateError`]; [`MigrateError::Device`] when the device has not one page to give.
+    pub fn migrate(&self, address: usize, len: usize, to: Place) -> Result<Migrated, MigrateError> {
+        let pages = self.pages(address, len, true)?;
+        self.check_stack()?;
+        if let Place::Device(DeviceId(device)) = to {
+            let memory = self.core().memory_type(device);
+            let memory = memory.ok_or(MigrateError::NoSuchDevice)?;
+            if !memory.migrates() {
+                return Err(MigrateError::DoesNotMigrate);
+            }
+        }
+        let mut sum = Migrated::default();
+        let mut at = pages.start;
+        while at < pages.end() {
+            // Batches end where 2 MiB do, so that a device can be given blocks of that size.
+            let whole = BATCH - at.0 as usize % BATCH;
+            let batch = PageRange::new(at, whole.min((pages.end().0 - at.0) as usize));
+            let done = match self.migrate_batch(batch, to) {
+                // The device is full: what has gone there is there.
+                Err(MigrateError::Device(AllocError::Full)) if sum.migrated > 0 => break,
+                done => done?,
+            };
+            sum.migrated += done.migrated;
+            sum.left += done.left;
+            at = batch.end();
+        }
+        Ok(sum)
+    }
+
+    fn migrate_batch(&self, pages: PageRange, to: Place) -> Result<Migrated, MigrateError> {
+        let devices = Select::DEVICE_PRIVATE | Select::DEVICE_COHERENT;
+        let mut args = migrate::MigrateVma {
+            pages,
+            select: devices,
+            owner: None,
+            fault_page: None,
+        };
+        let Place::Device(DeviceId(device)) = to else {
+            let mut migration = self.core().migrate_vma(&args)?;
+            migration.to_system();
+            return Ok(migration.copy().pages().finalize());
+        };
+        args.select = Select::SYSTEM | devices;
+        let mut migration = self.core().migrate_vma(&args)?;
+        let at_place =
+            |page: &Page| matches!(page.source.from, Origin::Device(at) if at.device == device);
+        let there = migration.skip_if(at_place);
+        if migration.selected().any(|page| page.source.migrate) {
+            migration.allocate(device).map_err(MigrateError::Device)?;
+        }
+        let mut done = migration.copy().pages().finalize();
+        done.left -= there;
+        Ok(done)
+    }
+
+    /// Begins a migration of a range that the caller takes through its phases itself, as a driver
+    /// does. All of the range must be mapped, and the program have access to it.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate_vma(&self, args: &MigrateVma) -> Result<Migration<'_, Unmapped>, MigrateError> {
+        let pages = self.pages(args.address, args.len, true)?;
+        self.check_stack()?;
+        let fault_page = args.fault_page.map(|(device, page)| DeviceAddr {
+            device: device.0,
+            page,
+        });
+        Ok(self.core().migrate_vma(&migrate::MigrateVma {
+            pages,
+            select: args.select,
+            owner: args.owner,
+            fault_page,
+        })?)
+    }
+
+    /// Begins a migration of `len` pages of a device from `first` on, wherever they are mapped.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate_device_range(
+        &self,
+        device: DeviceId,
+        first: DevicePage,
+        len: usize,
+    ) -> Result<Migration<'_, Unmapped>, MigrateError> {
+        self.check_stack()?;
+        Ok(self.core().migrate_device_range(device.0, first, len)?)
+    }
+
+    /// Whoever holds claims must not fault on managed memory.
+    pub(crate) fn check_stack(&self) -> Result<(), MigrateError> {
+        let here = 0u8;
+        let here = std::ptr::from_ref(&here) as usize;
+        if self.memory().touches(here, 1) {
+            return Err(MigrateError::ManagedStack);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Ranges of bytes that callers name, checked before anything is done to them.
+
+use crate::build::Space;
+use std::fmt;
+use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
+
+/// What is wrong with a range. Nothing has been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeError {
+    /// It is empty.
+    Empty,
+    /// It does not begin and end on a page (4096 bytes).
+    Unaligned,
+    /// It goes past the end of the address space.
+    Overflow,
+    /// Some of it is not this space's memory.
+    Foreign,
+    /// Some of it is not mapped.
+    Hole,
+    /// The program may not touch some of it.
+    NoAccess,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "the range is empty",
+            Self::Unaligned => "the range must begin and end on a page: a multiple of 4096 bytes",
+            Self::Overflow => "the range goes past the end of the address space",
+            Self::Foreign => "some of the range is not managed by this space",
+            Self::Hole => "some of the range is not mapped",
+            Self::NoAccess => "some of the range may not be touched: change its protection first",
+            Self::Forking => "the process is forking; try again",
+        })
+    }
+}
+
+impl std::error::Error for RangeError {}
+
+impl Space {
+    /// The pages of a range all of which is mapped in this space; with `accessible`, and which the
+    /// program may touch.
+    pub(crate) fn pages(
+        &self,
+        address: usize,
+        len: usize,
+        accessible: bool,
+    ) -> Result<PageRange, RangeError> {
+        if len == 0 {
+            return Err(RangeError::Empty);
+        }
+        if !address.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+            return Err(RangeError::Unaligned);
+        }
+        let end = address.checked_add(len).ok_or(RangeError::Overflow)?;
+        let all = self.core().range();
+        if address < all.start.address() || end > all.end().address() {
+            return Err(RangeError::Foreign);
+        }
+        let pages = PageRange::new(PageNo::containing(address), len / PAGE_SIZE);
+        let pieces = self.memory().pieces(pages);
+        let pieces = pieces.map_err(|_| RangeError::Forking)?;
+        if pieces.iter().any(|(_, attributes)| attributes.foreign) {
+            return Err(RangeError::Foreign);
+        }
+        if pieces.iter().map(|(piece, _)| piece.len).sum::<usize>() != pages.len {
+            return Err(RangeError::Hole);
+        }
+        if accessible && pieces.iter().any(|(_, is)| is.protection == 0) {
+            return Err(RangeError::NoAccess);
+        }
+        Ok(pages)
+    }
+}
