@@ -214,6 +214,33 @@ impl LinuxMmu {
         let _ = self.is_writable(page);
     }
 
+    /// Makes huge pages of present pages, which must begin and end on 2 MiB. The kernel's own
+    /// collapsing stays off for the space: it would take frames of devices for RAM (R13).
+    ///
+    /// # Errors
+    /// What `MADV_COLLAPSE` returns: `EAGAIN` or `EBUSY` where pages are in use, `ENOMEM`.
+    pub fn collapse(&self, pages: PageRange) -> io::Result<()> {
+        let (start, len) = (pages.start.address() as *mut _, pages.bytes());
+        // SAFETY: within the space; none of these changes a byte of it. (The second call goes past the
+        // C library, whose `madvise` a preload library may have taken over.)
+        unsafe {
+            mm::madvise(start, len, Advice::LinuxHugepage)?;
+            let collapsed = libc::syscall(libc::SYS_madvise, start, len, libc::MADV_COLLAPSE) == 0;
+            let error = crate::abi::last_errno();
+            mm::madvise(start, len, Advice::LinuxNoHugepage)?;
+            if collapsed { Ok(()) } else { Err(error) }
+        }
+    }
+
+    /// Moves present pages to a NUMA node; returns how many are there now.
+    ///
+    /// # Errors
+    /// As [`numa::move_pages`].
+    pub fn move_to_node(&self, pages: PageRange, node: u32) -> io::Result<usize> {
+        let addresses: Vec<_> = pages.iter().map(|page| page.address() as *mut _).collect();
+        numa::move_pages(&addresses, node)
+    }
+
     fn arena(&self, device: u8) -> &Arena {
         let arena = self.arenas.get(usize::from(device));
         let arena = arena.and_then(OnceLock::get);

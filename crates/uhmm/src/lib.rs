@@ -17,6 +17,7 @@ mod device_memory;
 mod fork;
 pub mod memory;
 pub mod migrate;
+mod policy;
 mod range;
 mod region;
 pub mod size;
@@ -25,6 +26,7 @@ pub mod spec;
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
 pub use migrate::{Migrated, Place};
+pub use policy::{Applied, PolicyError};
 pub use range::RangeError;
 pub use region::Region;
 

@@ -8,7 +8,7 @@ pub mod uffd;
 use rustix::io::Errno;
 
 /// What the last call of the C library that failed on this thread failed with.
-fn last_errno() -> Errno {
+pub(crate) fn last_errno() -> Errno {
     let errno = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))
 }

@@ -1,4 +1,5 @@
-//! `mbind`: which NUMA node new pages of a range come from.
+//! `mbind`: which NUMA node new pages of a range come from; `move_pages`: to which those that are
+//! there go.
 
 use rustix::io::{self, Errno};
 use std::ops::Range;
@@ -49,6 +50,39 @@ fn mbind(range: Range<usize>, mode: libc::c_int, mask: &[libc::c_ulong]) -> io::
         0 => Ok(()),
         _ => Err(super::last_errno()),
     }
+}
+
+/// Of `move_pages`: only pages that no other process maps.
+const MPOL_MF_MOVE: libc::c_int = 2;
+
+/// Asks the kernel to move the pages at `addresses` to `node`; returns how many are there now. Pages
+/// that are busy, or shared with others, stay.
+///
+/// # Errors
+/// `ENODEV` or `EINVAL` where there is no such node, `EPERM` or `ENOSYS` where nobody may.
+pub fn move_pages(addresses: &[*mut libc::c_void], node: u32) -> io::Result<usize> {
+    let nodes = vec![node as libc::c_int; addresses.len()];
+    let mut status = vec![-1; addresses.len()];
+    // SAFETY: the three arrays have as many elements as the call is told; moving a page to another
+    // node changes no bytes of it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            addresses.len(),
+            addresses.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE,
+        )
+    };
+    if result < 0 {
+        return Err(super::last_errno());
+    }
+    Ok(status
+        .iter()
+        .filter(|&&at| at == node as libc::c_int)
+        .count())
 }
 
 #[cfg(test)]
