@@ -20,10 +20,10 @@ const DEVICES: &str = "devices/*";
 
 const LAYERS: &[Layer] = &[
     layer("uhmm-core", &[]).tested_with(TESTKIT),
-    layer("uhmm-testkit", &["uhmm-core"]).tested_with(&[DEVICES]),
     layer("uhmm-linux", &["uhmm-core"]).tested_with(TESTKIT),
-    // Both are for tests only; the simulator draws its failures from the kit's generator.
-    layer("uhmm-sim", &["uhmm-core", "uhmm-testkit"]).tested_with(&[DEVICES]),
+    // Both are for tests only; the kit's conformance suite runs devices in a space on the simulator.
+    layer("uhmm-sim", &["uhmm-core"]).tested_with(&["uhmm-testkit", DEVICES]),
+    layer("uhmm-testkit", &["uhmm-core", "uhmm-sim"]).tested_with(&[DEVICES]),
     layer(DEVICES, &["uhmm-core"]).tested_with(TESTKIT),
     layer("uhmm", &["uhmm-core", "uhmm-linux", DEVICES]).tested_with(TESTKIT),
     layer("uhmm-bench", &["uhmm", "uhmm-linux", "uhmm-core"]).tested_with(TESTKIT),

@@ -5,6 +5,7 @@
 mod check;
 mod ci;
 mod layers;
+mod mutants;
 mod programs;
 mod roots;
 mod soak;
@@ -21,6 +22,9 @@ Usage: cargo xtask COMMAND
 Commands:
   check                     arrows between crates, file sizes, lints, leftovers
   ci                        all that must pass besides `cargo test --release`
+  mutants [--list] [FILTER]...
+                            breaks each rule of docs/rules.md on purpose, and shows that its
+                            tests fail (all, or those that have this rule or word)
   programs [--device SPEC]...
                             real programs under `uhmm run`, each compared with its plain run
                             (on every device kind, unless some are named)
@@ -34,6 +38,7 @@ type Outcome = Result<bool, String>;
 enum Command {
     Check,
     Ci,
+    Mutants { filters: Vec<String>, list: bool },
     Programs { devices: Vec<String> },
     Soak { minutes: u64 },
     Help,
@@ -62,6 +67,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
     let mut command = match name.as_str() {
         "check" => Command::Check,
         "ci" => Command::Ci,
+        "mutants" => Command::Mutants {
+            filters: Vec::new(),
+            list: false,
+        },
         "programs" => Command::Programs {
             devices: Vec::new(),
         },
@@ -73,6 +82,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
         let mut value = || args.next().ok_or(format!("`{arg}` wants a value"));
         match (&mut command, arg.as_str()) {
             (_, "--help" | "-h") => return Ok(Command::Help),
+            (Command::Mutants { list, .. }, "--list") => *list = true,
+            (Command::Mutants { filters, .. }, filter) if !filter.starts_with('-') => {
+                filters.push(filter.into());
+            }
             (Command::Programs { devices }, "--device") => devices.push(value()?),
             (Command::Soak { minutes }, "--minutes") => {
                 let given = value()?;
@@ -90,6 +103,7 @@ fn act(command: Command) -> Outcome {
     match command {
         Command::Check => check::check(),
         Command::Ci => ci::ci(),
+        Command::Mutants { filters, list } => mutants::run(&filters, list),
         Command::Programs { devices } => programs::programs(&devices),
         Command::Soak { minutes } => soak::soak(minutes),
         Command::Help => {
@@ -118,6 +132,10 @@ mod tests {
             parsed("programs --device lz4 --device mirror:1G"),
             Ok(Command::Programs { devices }) if devices == ["lz4", "mirror:1G"]
         ));
+        assert!(matches!(
+            parsed("mutants R1 poisoned --list"),
+            Ok(Command::Mutants { filters, list: true }) if filters == ["R1", "poisoned"]
+        ));
         assert!(matches!(parsed(""), Ok(Command::Help)));
     }
 
@@ -128,6 +146,7 @@ mod tests {
             "soak --minutes",
             "soak --minutes 0",
             "check --device lz4",
+            "mutants --fast",
         ] {
             assert!(parsed(line).is_err(), "{line}");
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use uhmm::BuildError;
+use uhmm::migrate::MigrateError;
 use uhmm::size::Bytes;
 use uhmm_linux::abi::uffd::OpenError;
 
@@ -24,6 +25,8 @@ pub enum Error {
     Open(OpenError),
     /// A mapping or a thread could not be made.
     Io(io::Error),
+    /// Pages could not be migrated.
+    Migrate(MigrateError),
     /// A page was read back with other bytes than were written.
     WrongContent {
         /// The page's number in its region.
@@ -58,6 +61,7 @@ impl fmt::Display for Error {
                 Bytes(*free)
             ),
             Self::Build(error) => error.fmt(f),
+            Self::Migrate(error) => error.fmt(f),
             Self::Open(error) => error.fmt(f),
             Self::Io(error) => error.fmt(f),
             Self::WrongContent { page } => {
@@ -77,6 +81,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<MigrateError> for Error {
+    fn from(error: MigrateError) -> Self {
+        Self::Migrate(error)
+    }
+}
 
 impl From<BuildError> for Error {
     fn from(error: BuildError) -> Self {

@@ -71,7 +71,11 @@ const GROUPS: &[Group] = &[
     },
     Group {
         names: &["bulk_to_device", "bulk_to_system"],
-        run: bulk::there_and_back,
+        run: bulk::private,
+    },
+    Group {
+        names: &["bulk_to_coherent", "bulk_from_coherent"],
+        run: bulk::coherent,
     },
     Group {
         names: &oversubscribe::NAMES,

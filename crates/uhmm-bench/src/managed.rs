@@ -4,7 +4,7 @@ use crate::error::Error;
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::Device;
-use uhmm::{Builder, Region, Space};
+use uhmm::{Builder, Place, Region, Space};
 use uhmm_core::addr::{PAGE_SIZE, PageNo};
 use uhmm_core::entry::State;
 use uhmm_core::fault::Scratch;
@@ -64,12 +64,21 @@ impl Managed {
         }
     }
 
+    /// Migrates all of it, and what stays behind for a moment again.
+    pub(crate) fn migrate(&self, to: Place) -> Result<(), Error> {
+        let start = Instant::now();
+        while self.region.migrate(to)?.left > 0 && start.elapsed() < PATIENCE {
+            thread::sleep(NAP);
+        }
+        Ok(())
+    }
+
     /// Makes sure that every page is on the device.
     pub(crate) fn check_out(&self) -> Result<(), Error> {
         let (mut system, mut limbo, mut in_flight) = (0, 0, 0);
         for state in self.states() {
             match state {
-                State::Private(_) => {}
+                State::Private(_) | State::Coherent(_) => {}
                 State::Limbo(_) => limbo += 1,
                 State::Migrating => in_flight += 1,
                 _ => system += 1,

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "first_touch",
     "first_touch_uffd",
     "fault_private_mirror",
@@ -12,6 +12,8 @@ const NAMES: [&str; 11] = [
     "sequential_mirror",
     "bulk_to_device",
     "bulk_to_system",
+    "bulk_to_coherent",
+    "bulk_from_coherent",
     "oversubscribe_seq_1t",
     "oversubscribe_seq_2t",
     "oversubscribe_random_1t",

@@ -72,6 +72,13 @@ impl PageRange {
         (self.start..self.end()).contains(&page)
     }
 
+    /// Whether all of `other` lies in the range, wherever `other` ends.
+    pub fn covers(self, other: Self) -> bool {
+        let before = other.start.0.checked_sub(self.start.0);
+        let rest = before.and_then(|before| (self.len as u64).checked_sub(before));
+        rest.is_some_and(|rest| other.len as u64 <= rest)
+    }
+
     /// The range's size in bytes.
     pub const fn bytes(self) -> usize {
         self.len << PAGE_SHIFT

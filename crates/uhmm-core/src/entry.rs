@@ -18,9 +18,8 @@
 //! Whoever changes what a page *is* first claims the entry: a compare-and-swap from a settled word
 //! to Migrating. Only the holder of the `Claim` takes it out of Migrating again, by
 //! `EntryTable::settle`, or back to where it was by `EntryTable::restore`. So a page is in the hands of one
-//! thread at a time, and no lock is held across copies and system calls. The exceptions are single
-//! compare-and-swaps that need no second step: `EntryTable::forget` (a settled word to None), and
-//! clearing the referenced bit.
+//! thread at a time, and no lock is held across copies and system calls. The one exception is a single
+//! compare-and-swap that clears the referenced bit.
 //!
 //! Who meets Migrating does not wait in a fault handler: it sets the wanted bit and goes on. The
 //! claim's end sees the bit (it swaps the word) and wakes whoever faults or waits on the page.
@@ -155,6 +154,12 @@ const fn weight(word: u64) -> u64 {
     }
 }
 
+/// The same for an entry that is claimed and was `word`. It is in use even if it was not before: its
+/// page may be mapped by now, and a walk that drops what is mapped must not pass it by.
+const fn claimed_weight(word: u64) -> u64 {
+    weight(word) | 1
+}
+
 /// Pages that share a word of the counts.
 const CHUNK: usize = 512;
 
@@ -163,7 +168,7 @@ pub(crate) struct EntryTable<T> {
     range: PageRange,
     words: T,
     /// For each chunk of pages: entries that are not None (low half), System (high half). A claimed
-    /// entry still counts as what it was.
+    /// entry still counts as what it was, and as in use.
     chunks: T,
     /// The same for each chunk of chunks.
     giants: T,
@@ -204,7 +209,7 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
     }
 
     fn count(&self, page: PageNo, was: u64, now: u64) {
-        let change = weight(now).wrapping_sub(weight(was));
+        let change = now.wrapping_sub(was);
         if change != 0 {
             let chunk = self.index(page) / CHUNK;
             self.chunks[chunk].fetch_add(change, AcqRel);
@@ -218,6 +223,7 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         self.word(page)
             .compare_exchange(seen.0, MIGRATING, AcqRel, Acquire)
             .ok()?;
+        self.count(page, weight(seen.0), claimed_weight(seen.0));
         Some(Claim { page, was: seen })
     }
 
@@ -225,7 +231,7 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
     pub(crate) fn settle<M: Mmu>(&self, claim: Claim, state: State, mmu: &M) {
         let word = self.word(claim.page);
         let now = Word::of(state).0;
-        self.count(claim.page, claim.was.0, now);
+        self.count(claim.page, claimed_weight(claim.was.0), weight(now));
         let wanted = word.swap(now, AcqRel) & WANTED != 0;
         if wanted {
             mmu.wake(PageRange::new(claim.page, 1));
@@ -237,18 +243,6 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
     pub(crate) fn restore<M: Mmu>(&self, claim: Claim, mmu: &M) {
         let state = claim.was.state();
         self.settle(claim, state, mmu);
-    }
-
-    /// Sets a settled entry to None in one step, if it is still `seen`.
-    pub(crate) fn forget(&self, page: PageNo, seen: Word) -> bool {
-        let done = self
-            .word(page)
-            .compare_exchange(seen.0, 0, AcqRel, Acquire)
-            .is_ok();
-        if done {
-            self.count(page, seen.0, 0);
-        }
-        done
     }
 
     /// Gives the page its second chance up: clears the referenced bit.
@@ -300,12 +294,14 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         self.next_chunk(from, end, u64::from(u32::MAX) << 32)
     }
 
-    /// Calls `each` for the pages of `pages` in chunks that have entries other than None.
+    /// Calls `each` for the pages of `pages` whose entries are not None. Pages that have no entry
+    /// are passed over.
     pub(crate) fn for_each_used(&self, pages: PageRange, mut each: impl FnMut(PageNo, Word)) {
-        let mut at = pages.start;
-        while let Some(page) = self.next_chunk(at, pages.end(), u64::from(u32::MAX)) {
+        let mut at = pages.start.max(self.range.start);
+        let end = pages.end().min(self.range.end()).max(at);
+        while let Some(page) = self.next_chunk(at, end, u64::from(u32::MAX)) {
             let rest_of_chunk = CHUNK - self.index(page) % CHUNK;
-            let stop = page.plus(rest_of_chunk).min(pages.end());
+            let stop = page.plus(rest_of_chunk).min(end);
             for page in PageRange::new(page, (stop.0 - page.0) as usize).iter() {
                 let word = self.load(page);
                 if word.0 != 0 {
@@ -326,7 +322,7 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
 }
 
 /// The right to decide what one page becomes. Must be ended by [`EntryTable::settle`] or
-/// [`EntryTable::restore`]; [`crate::migrate`] holds claims in a type that does so when dropped.
+/// [`EntryTable::restore`]; [`crate::claims`] holds claims in a type that does so when dropped.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -395,7 +391,7 @@ mod tests {
             let page = range.start.plus(spot);
             let word = Word::of(State::system(false));
             table.word(page).store(word.0, Release);
-            table.count(page, 0, word.0);
+            table.count(page, 0, weight(word.0));
         }
         let mut seen = Vec::new();
         table.for_each_used(range, |page, _| seen.push(table.index(page)));
@@ -403,8 +399,15 @@ mod tests {
         assert_eq!(table.mapped(), spots.len());
         for spot in spots {
             let page = range.start.plus(spot);
-            assert!(table.forget(page, table.load(page)));
+            let was = table.word(page).swap(0, AcqRel);
+            table.count(page, weight(was), 0);
         }
         assert_eq!(table.next_mapped(range.start, range.end()), None);
+        // A page that was nowhere, and is in somebody's hands.
+        let _claimed = table.claim(range.start, table.load(range.start)).unwrap();
+        let mut seen = Vec::new();
+        table.for_each_used(range, |_, word| seen.push(word.state()));
+        assert_eq!(seen, [State::Migrating]);
+        assert_eq!(table.mapped(), 0);
     }
 }

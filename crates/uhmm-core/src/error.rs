@@ -17,8 +17,12 @@ pub enum BuildError {
         /// How many were given.
         devices: usize,
     },
+    /// As many devices as a space can have were added to it, removed ones included.
+    NoPlace,
     /// No room in the address space for the tables.
     NoAddressSpace,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
     /// A device wants chunks of a size that is no power of two, or below 512 pages.
     ChunkPages {
         /// The size asked for, in pages.
@@ -46,6 +50,11 @@ impl fmt::Display for BuildError {
                     "{devices} devices are too many: give at most {MAX_DEVICES}"
                 )
             }
+            Self::NoPlace => write!(
+                f,
+                "a space takes {MAX_DEVICES} devices in its life, removed ones included: build a new one"
+            ),
+            Self::Forking => f.write_str("the process is forking; try again"),
             Self::NoAddressSpace => f.write_str(
                 "no address space for the page tables: raise the limit on virtual memory \
                  (ulimit -v unlimited)",

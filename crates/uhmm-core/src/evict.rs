@@ -1,10 +1,12 @@
 //! Eviction, by device page alone (R8): chunks and devices are emptied, suspended and removed while
 //! programs use their pages (R9).
 
-use crate::addr::DevicePage;
+use crate::addr::{DeviceAddr, DevicePage, PageNo};
+use crate::entry::State;
 use crate::fault::Scratch;
 use crate::mmu::Mmu;
 use crate::pagemap::{AddChunkError, BATCH, DevPagemap};
+use crate::reclaim::Step;
 use crate::space::Space;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -88,8 +90,7 @@ impl<M: Mmu> Space<M> {
         if !new && memory.chunks().all(DevPagemap::is_released) {
             return Err(RemoveError::AlreadyRemoved);
         }
-        self.empty(device, None, patience, scratch)?;
-        Ok(())
+        self.empty(device, None, true, patience, scratch)
     }
 
     /// Removes one chunk of a device's memory while programs use its pages. [`Space::add_chunk`]
@@ -109,8 +110,7 @@ impl<M: Mmu> Space<M> {
         if pagemap.is_released() {
             return Err(RemoveError::AlreadyRemoved);
         }
-        memory.kill_chunk(pagemap);
-        self.empty(device, Some(chunk), patience, scratch)
+        self.empty(device, Some(chunk), true, patience, scratch)
     }
 
     /// Adds a chunk to a device's memory: the next one, or one that was removed. Devices grow by
@@ -121,6 +121,8 @@ impl<M: Mmu> Space<M> {
     pub fn add_chunk(&self, device: u8, chunk: usize) -> Result<(), AddChunkError> {
         let memory = self.find_device(device);
         let memory = memory.ok_or(AddChunkError::NoSuchChunk)?;
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(AddChunkError::Forking)?;
         memory.add_chunk(chunk, &|len| self.mmu.table(len))?;
         Ok(())
     }
@@ -136,7 +138,7 @@ impl<M: Mmu> Space<M> {
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
         self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
-        self.empty(device, None, patience, scratch)
+        self.empty(device, None, false, patience, scratch)
     }
 
     /// Brings all pages of a chunk to RAM, and keeps the chunk.
@@ -152,7 +154,7 @@ impl<M: Mmu> Space<M> {
     ) -> Result<(), RemoveError> {
         let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
         memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
-        self.empty(device, Some(chunk), patience, scratch)
+        self.empty(device, Some(chunk), false, patience, scratch)
     }
 
     /// Brings all pages of a device to RAM, and lets none come until [`Space::resume_device`]: as a
@@ -168,7 +170,7 @@ impl<M: Mmu> Space<M> {
     ) -> Result<(), RemoveError> {
         let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
         memory.set_suspended(true);
-        self.empty(device, None, patience, scratch)
+        self.empty(device, None, false, patience, scratch)
     }
 
     /// Ends a suspension. `false`: the device was not suspended, or there is none.
@@ -177,32 +179,38 @@ impl<M: Mmu> Space<M> {
             .is_some_and(|memory| memory.set_suspended(false))
     }
 
-    /// Evicts until no page is in use, on a device or in one of its chunks; releases what was killed.
+    /// Evicts until no page is in use, on a device or in one of its chunks; releases what was killed,
+    /// which is all of it if it is to end.
     fn empty(
         &self,
         device: u8,
         chunk: Option<usize>,
+        end: bool,
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
         let start = Instant::now();
         let memory = self.device(device);
+        let _emptying = memory.begin_emptying();
         let chunks = || {
             memory
                 .chunks()
                 .filter(move |pagemap| chunk.is_none_or(|i| memory.chunk_of(pagemap.first()) == i))
         };
+        // A dying chunk is done with when it is released; a living one that stays, when it is empty.
+        let is_done = |pagemap: &DevPagemap<_>| pagemap.is_released() || !end && pagemap.is_alive();
         loop {
+            if end {
+                // Also what was just being added.
+                chunks().for_each(|pagemap| memory.kill_chunk(pagemap));
+            }
             let left_ram = self.evict_round(device, chunks().flat_map(DevPagemap::used));
             if let Some(_pass) = self.gate.enter(&self.mmu) {
                 memory.free_buried(self.device_stats(device));
+                chunks().for_each(|pagemap| self.release(device, pagemap));
             }
             let in_use = chunks().flat_map(DevPagemap::used).count();
-            chunks().for_each(|pagemap| {
-                memory.release(pagemap);
-            });
-            // A dying chunk is done with when it is released; a living one when it is empty.
-            if in_use == 0 && chunks().all(|pagemap| pagemap.is_alive() || pagemap.is_released()) {
+            if in_use == 0 && chunks().all(is_done) {
                 memory.count_stored(self.device_stats(device));
                 return Ok(());
             }
@@ -212,9 +220,22 @@ impl<M: Mmu> Space<M> {
                     self.who_holds(device, pages, left_ram),
                 ));
             }
-            self.reclaim(scratch);
-            std::thread::yield_now();
+            if self.reclaim(scratch) != Step::Cleaned {
+                self.nap();
+            }
         }
+    }
+
+    /// Ends a chunk that was killed and has no page in use.
+    fn release(&self, device: u8, pagemap: &DevPagemap<M::Table>) {
+        let memory = self.device(device);
+        memory.release(pagemap, || {
+            if memory.memory_type().is_mapped() {
+                let page = pagemap.first();
+                self.mmu
+                    .drop_arena(DeviceAddr { device, page }, pagemap.len());
+            }
+        });
     }
 
     /// Brings to RAM what can be brought now; returns whether RAM was short.
@@ -231,7 +252,10 @@ impl<M: Mmu> Space<M> {
                 return true;
             }
             let batch = pages.by_ref().take(BATCH.min(room));
-            let mut migration = self.migrate_device_pages(device, batch);
+            let batch: Vec<DevicePage> = batch.collect();
+            let Ok(mut migration) = self.migrate_device_pages(device, &batch) else {
+                return short;
+            };
             migration.to_system();
             let moved = migration.copy().pages().finalize();
             short |= moved.left > 0 && self.pool.available() == 0;
@@ -252,7 +276,13 @@ impl<M: Mmu> Space<M> {
         };
         for page in pages {
             found.pages += 1;
-            match memory.owner(page) {
+            let at = DeviceAddr { device, page };
+            // An entry that has let go of the page leaves it to who else holds it.
+            let names_it = |&owner: &PageNo| {
+                let state = self.state(owner);
+                state == State::Migrating || state.device_page() == Some(at)
+            };
+            match memory.owner(page).filter(names_it) {
                 Some(_) if memory.count(page) > 1 => found.held += 1,
                 Some(_) if memory.memory_type().migrates() => found.in_space += 1,
                 Some(_) => found.mapped += 1,

@@ -7,6 +7,7 @@ use crate::addr::{DeviceAddr, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
 use crate::mmu::Mmu;
+use crate::pagemap::DevPagemap;
 use crate::space::Space;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub enum FailureError {
     NothingThere,
     /// The page is in flight and does not come to rest; try again.
     InFlight,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
 }
 
 impl fmt::Display for FailureError {
@@ -42,6 +45,7 @@ impl fmt::Display for FailureError {
             Self::NoSuchPage => "the page is not managed by this space",
             Self::NothingThere => "the page has no memory that could have failed",
             Self::InFlight => "the page is being migrated; try again",
+            Self::Forking => "the process is forking; try again",
         })
     }
 }
@@ -58,7 +62,8 @@ impl<M: Mmu> Space<M> {
         if !self.range().contains(page) {
             return Err(FailureError::NoSuchPage);
         }
-        let _pass = self.gate.enter_patiently(&self.mmu);
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(FailureError::Forking)?;
         let start = Instant::now();
         let claimed = loop {
             match self.entries.state(page) {
@@ -78,7 +83,8 @@ impl<M: Mmu> Space<M> {
         Ok(self.fail(claimed))
     }
 
-    /// The memory of a device page has failed.
+    /// The memory of a device page has failed. For internal threads, and for threads that touch no
+    /// managed memory.
     ///
     /// # Errors
     /// [`FailureError`]; nothing has changed.
@@ -88,11 +94,20 @@ impl<M: Mmu> Space<M> {
         if at.page.0 as usize >= memory.capacity() {
             return Err(FailureError::NoSuchPage);
         }
-        let _pass = self.gate.enter_patiently(&self.mmu);
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(FailureError::Forking)?;
         let start = Instant::now();
         while start.elapsed() <= PATIENCE {
             let Some(held) = memory.get(at.page) else {
+                let chunk = memory.chunk(memory.chunk_of(at.page));
+                if !chunk.is_some_and(DevPagemap::is_alive) {
+                    return Err(FailureError::NothingThere);
+                }
+                if memory.is_bad(at.page) {
+                    return Ok(Failure::Retired);
+                }
                 // Free: it is taken out of use, if it can be had.
+                self.free_buried();
                 if memory.alloc_at(at.page, self.device_stats(at.device)) {
                     memory.set_bad(at.page);
                     self.put_page(at);
@@ -101,13 +116,18 @@ impl<M: Mmu> Space<M> {
                 std::thread::yield_now();
                 continue;
             };
-            let Some(owner) = memory.owner(at.page) else {
+            // An entry that has let go of the page leaves it to who else holds it.
+            let names_it = |state: State| state.device_page() == Some(at);
+            let may_name_it = |&owner: &PageNo| {
+                let state = self.state(owner);
+                state == State::Migrating || names_it(state)
+            };
+            let Some(owner) = memory.owner(at.page).filter(may_name_it) else {
                 // A driver's, or a migration's: it ends with them.
                 memory.set_bad(at.page);
                 held.end(self.device_stats(at.device));
                 return Ok(Failure::Retired);
             };
-            let names_it = |state: State| state.device_page() == Some(at);
             let claimed = Single::claim(self, owner, names_it);
             if claimed.is_some() {
                 memory.set_bad(at.page);

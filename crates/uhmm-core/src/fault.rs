@@ -59,7 +59,7 @@ enum Outcome {
 type HeldPages<'a, M> = ArrayVec<(Held<'a, <M as Mmu>::Table>, DeviceAddr), MAX_WINDOW>;
 
 /// RAM for a page, to be used up or given back.
-enum Ram {
+pub(crate) enum Ram {
     /// The budget allows this many new pages.
     Charged(usize),
     /// A frame from the pool.
@@ -166,18 +166,28 @@ impl<M: Mmu> Space<M> {
 
     /// `more` pages in RAM have a duplicate on a device.
     pub(crate) fn count_duplicates(&self, more: isize) {
-        let was = self.duplicates.fetch_add(more as usize, AcqRel);
-        let now = was.wrapping_add(more as usize);
-        self.stats().duplicate_pages.set(now as u64);
+        self.duplicates.fetch_add(more as usize, AcqRel);
+        self.stats().duplicate_pages.add(more as u64);
+    }
+
+    /// Whether a device page may be the duplicate of a page in RAM, which is forgotten when RAM is short:
+    /// not one of a device that has failed, or that pages are to leave.
+    pub(crate) fn keeps(&self, at: DeviceAddr) -> bool {
+        self.device(at.device).keeps(at.page)
     }
 
     /// From nowhere (zeros) or from a device, to new memory or to a warm frame.
     fn bring_in(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
-        let fresh = self.state(page) == State::None;
-        let keep = !fresh && access == Access::Read && self.hints.read_mostly(page);
+        let seen = self.state(page);
+        let fresh = seen == State::None;
+        let kept = |page, state: State| {
+            let at = state.device_page();
+            self.hints.read_mostly(page) && at.is_some_and(|at| self.keeps(at))
+        };
+        let keep = access == Access::Read && kept(page, seen);
         let same = |i, state| match state {
             State::None => fresh,
-            State::Private(_) => !fresh && (!keep || self.hints.read_mostly(page.plus(i))),
+            State::Private(_) => !fresh && (!keep || kept(page.plus(i), state)),
             _ => false,
         };
         let mut run = Run::collect(self, page, self.around.window(page), same);
@@ -187,12 +197,15 @@ impl<M: Mmu> Space<M> {
         let Some(ram) = self.ram_for(run.pages().len) else {
             return Outcome::NoRam;
         };
-        // A warm frame is moved in, and the writes to what is moved are not tracked.
-        let (most, keep) = match ram {
-            Ram::Charged(pages) => (pages, keep),
-            Ram::Warm(_) => (1, false),
+        let ram = match ram {
+            // A warm frame would be moved in, and the writes to what is moved are not tracked.
+            Ram::Warm(frame) if keep => self.make_new(frame),
+            ram => ram,
         };
-        run.truncate(most);
+        run.truncate(match ram {
+            Ram::Charged(pages) => pages,
+            Ram::Warm(_) => 1,
+        });
         let mut held = HeldPages::<M>::new();
         match self.copy_out(&run, &mut held, scratch) {
             Ok(()) => {}
@@ -232,6 +245,10 @@ impl<M: Mmu> Space<M> {
             progress.pages
         };
         let keep = keep && !present;
+        if keep {
+            // Before a write can end them.
+            self.count_duplicates(installed as isize);
+        }
         run.settle(installed, |i| State::System {
             referenced: i == 0 && !fresh,
             duplicate: held.get(i).filter(|_| keep).map(|(_, at)| *at),
@@ -251,9 +268,6 @@ impl<M: Mmu> Space<M> {
         } else {
             self.stats().device_faults.add(1);
             self.stats().pages_to_system.add(installed as u64);
-        }
-        if keep {
-            self.count_duplicates(installed as isize);
         }
         self.after(page, progress)
     }
@@ -314,7 +328,7 @@ impl<M: Mmu> Space<M> {
     /// New memory comes first: a copy into it interrupts no other CPU, while moving a warm frame in
     /// does, to flush the pool's address from its TLB, and costs several times as much as soon as a
     /// second thread runs.
-    fn ram_for(&self, pages: usize) -> Option<Ram> {
+    pub(crate) fn ram_for(&self, pages: usize) -> Option<Ram> {
         let charge = |pages| {
             self.pool
                 .try_charge(pages, self.stats())
@@ -327,7 +341,14 @@ impl<M: Mmu> Space<M> {
             .or_else(|| self.pool.take_free().map(Ram::Warm))
     }
 
-    fn give_back(&self, ram: Ram) {
+    /// Gives a warm frame up for new memory in its stead.
+    fn make_new(&self, frame: Frame) -> Ram {
+        self.mmu.drop_frames(frame.slot(), 1);
+        self.pool.moved_out(frame.slot(), 1);
+        Ram::Charged(1)
+    }
+
+    pub(crate) fn give_back(&self, ram: Ram) {
         match ram {
             Ram::Charged(pages) => self.pool.uncharge(pages, self.stats()),
             Ram::Warm(frame) => self.pool.put_free(frame),
@@ -335,7 +356,7 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Maps copies of `from` at `page`; returns what of `ram` was not used.
-    fn install(
+    pub(crate) fn install(
         &self,
         from: &[PageData],
         page: PageNo,
@@ -364,11 +385,7 @@ impl<M: Mmu> Space<M> {
                     Progress {
                         stop: Some(Stop::Protected),
                         ..
-                    } => {
-                        self.mmu.drop_frames(frame.slot(), 1);
-                        self.pool.moved_out(frame.slot(), 1);
-                        self.install(from, page, Ram::Charged(1), tracking)
-                    }
+                    } => self.install(from, page, self.make_new(frame), tracking),
                     _ => (progress, Some(Ram::Warm(frame))),
                 }
             }

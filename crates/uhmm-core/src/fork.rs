@@ -17,7 +17,7 @@
 //!    device page or frame is released. In the parent every page on the log is mapped. In the
 //!    child one is mapped just if its copy came before the fork; and then the log, written before
 //!    it, names it.
-//! 5. The gate opens. In the child, what is mapped but neither System nor on the log was touched
+//! 5. The gate opens. In the child, what is mapped, though no entry says so and the log neither, was touched
 //!    before the child's memory was registered again: the kernel gave it a zero page that shadows
 //!    what is on the device. It is dropped, and the next touch brings the right bytes.
 //!
@@ -111,7 +111,12 @@ impl<M: Mmu> Space<M> {
         let one = PageRange::new(page, 1);
         let from = match state {
             // Nothing is copied: the page is there.
-            _ if access == Access::Tracked => &[],
+            State::System { .. } if access == Access::Tracked => &[],
+            // It went after the write was stopped: the touch repeats, and finds it missing.
+            _ if access == Access::Tracked => {
+                self.mmu.wake(one);
+                return true;
+            }
             State::None | State::System { .. } | State::Coherent(_) => &ZEROS[..1],
             State::Private(at) => {
                 if self.load(at, &mut scratch.pages[0]).is_err() {
@@ -178,12 +183,13 @@ impl<M: Mmu> Space<M> {
         let serving = self.fork_log.serving.lock();
         self.mmu.present(self.range(), &mut |mapped| {
             for page in mapped.iter() {
-                if self.state(page).is_mapped() {
+                let state = self.state(page);
+                if matches!(state, State::System { .. }) {
                     continue;
                 }
                 if self.fork_log.iter().any(|logged| logged == page) {
                     self.apply(page);
-                } else {
+                } else if !state.is_mapped() {
                     self.mmu.discard(PageRange::new(page, 1));
                 }
             }

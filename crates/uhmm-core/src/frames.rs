@@ -193,8 +193,8 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
         }
     }
 
-    /// An empty block that `usable` agrees to, or `None` if there is none now. For the reclaimer,
-    /// which is one thread at a time.
+    /// An empty block that `usable` agrees to, or `None` if there is none now. For one
+    /// thread at a time: whoever has the lock on the queue of blocks.
     pub(crate) fn empty_block(&self, usable: impl Fn(u32) -> bool) -> Option<u32> {
         let mark = self.mark.load(Acquire);
         let hint = self.empty_hint.swap(mark, AcqRel);

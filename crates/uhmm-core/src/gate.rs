@@ -22,14 +22,18 @@
 //! at the counts. So one of the two sees the other. Counts are spread over cache lines, so that
 //! threads on different CPUs do not share one.
 //!
-//! Nobody waits for memory or for another page while inside, except for the end of a migration,
-//! whose owner is inside too and needs nothing from the waiter.
+//! Nobody waits for another page while inside, except for the end of a migration, whose owner is inside
+//! too and needs nothing from the waiter; and nobody waits for memory, except to put bytes back that are
+//! nowhere else.
 
 use crate::mmu::Mmu;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 16;
+
+/// How long a driver's thread waits for a fork to end.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 #[repr(align(64))]
@@ -76,13 +80,18 @@ impl Gate {
         (self.phase.load(SeqCst) < DRAINING).then_some(pass)
     }
 
-    /// Enters as an internal thread does, however long a fork takes.
-    pub(crate) fn enter_patiently<'a, M: Mmu>(&'a self, mmu: &'a M) -> Pass<'a, M> {
+    /// Enters as an internal thread does, on a driver's thread.
+    ///
+    /// The wait is bounded because the driver may be inside already, with a migration in its hands that
+    /// a fork waits for.
+    pub(crate) fn enter_soon<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
+        let start = Instant::now();
         loop {
             if let Some(pass) = self.enter(mmu) {
-                return pass;
+                return Some(pass);
             }
-            self.wait_open(mmu, Duration::from_millis(100));
+            let rest = DRIVER_PATIENCE.checked_sub(start.elapsed())?;
+            self.wait_open(mmu, rest);
         }
     }
 

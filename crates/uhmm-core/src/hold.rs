@@ -2,15 +2,40 @@
 //! are in use, under the rules of their memory's type (R1, R2, R7).
 //!
 //! Both are given back when they are dropped, on whatever thread: the last reference buries the page,
-//! and the reclaimer frees it. So a page can be freed but once, and not used after that.
+//! and the reclaimer frees it. So a page can be freed but once, and not used after that:
+//!
+//! ```compile_fail,E0382
+//! fn twice<M: uhmm_core::mmu::Mmu>(pages: uhmm_core::DevicePages<'_, M>) {
+//!     drop(pages);
+//!     drop(pages);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! fn map_and_keep<M: uhmm_core::mmu::Mmu>(
+//!     space: &uhmm_core::Space<M>,
+//!     pages: uhmm_core::DevicePages<'_, M>,
+//!     to: uhmm_core::addr::PageNo,
+//! ) {
+//!     let _ = space.map_device_pages(pages, to);
+//!     let _ = pages.first();
+//! }
+//! ```
+//!
+//! All of this passes the gate, and waits a bounded time for a fork; after that, giving back goes on
+//! regardless (a page may then stay in use in the child for ever: held, not lost).
 
 use crate::addr::{DeviceAddr, DevicePage, PageData};
+use crate::entry::State;
 use crate::memory_type::Holding;
 use crate::mmu::Mmu;
 use crate::pagemap::{AllocError, MAX_ORDER};
 use crate::space::Space;
 use std::fmt;
 use std::time::{Duration, Instant};
+
+/// References on one page that drivers may have, more or less: the count has 16 bits.
+const MAX_HOLDERS: u16 = 60_000;
 
 /// How a device page is to be held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,12 +53,18 @@ pub enum HoldError {
     NoSuchPage,
     /// The page is free.
     Free,
+    /// The page is being migrated; try again.
+    InFlight,
     /// It has to leave the device first, by a migration.
     MigrateFirst,
     /// Pages of this type are never held long-term: their owner may take them back at any time.
     NeverLongterm,
     /// Pages of this type are held only by peers, which say so.
     PeersOnly,
+    /// As many hold it as can.
+    TooMany,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
 }
 
 impl fmt::Display for HoldError {
@@ -41,8 +72,11 @@ impl fmt::Display for HoldError {
         f.write_str(match self {
             Self::NoSuchPage => "the space has no such device, or the device no such page",
             Self::Free => "the device page is free",
+            Self::InFlight => "the page is being migrated; try again",
             Self::MigrateFirst => "migrate the page to RAM before holding it for long",
             Self::NeverLongterm => "pages of this type of device memory are never held long-term",
+            Self::Forking => "the process is forking; try again",
+            Self::TooMany => "as many hold the device page as can",
             Self::PeersOnly => "pages of a peer-to-peer window are held by who asks for them only",
         })
     }
@@ -66,6 +100,7 @@ impl<M: Mmu> PageRef<'_, M> {
 
 impl<M: Mmu> Drop for PageRef<'_, M> {
     fn drop(&mut self) {
+        let _pass = self.space.gate.enter_soon(&self.space.mmu);
         self.space.device(self.at.device).bury(self.at.page);
     }
 }
@@ -102,6 +137,11 @@ impl<M: Mmu> DevicePages<'_, M> {
         memory.memory_type().is_mapped() && self.space.mmu.with_arena(self.first.plus(i), with)
     }
 
+    /// Whether they are pages of a device of `space`.
+    pub(crate) fn is_of(&self, space: &Space<M>) -> bool {
+        std::ptr::eq(self.space, space)
+    }
+
     /// The first page, which is the caller's to give back from now on.
     pub(crate) fn into_first(mut self) -> DeviceAddr {
         self.given = 1;
@@ -117,6 +157,7 @@ impl<M: Mmu> DevicePages<'_, M> {
 impl<M: Mmu> Drop for DevicePages<'_, M> {
     fn drop(&mut self) {
         let memory = self.space.device(self.first.device);
+        let _pass = self.space.gate.enter_soon(&self.space.mmu);
         for i in self.given..1 << self.order {
             memory.bury(self.first.page.plus(i));
         }
@@ -144,12 +185,30 @@ impl<M: Mmu> Space<M> {
             Holding::AfterMigrating => return Err(HoldError::MigrateFirst),
             Holding::Nobody => return Err(HoldError::NeverLongterm),
         }
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(HoldError::Forking)?;
+        // Room is left for those who hold pages for a moment: faults and migrations.
+        if memory.count(at.page) > MAX_HOLDERS {
+            return Err(HoldError::TooMany);
+        }
         memory.get(at.page).ok_or(HoldError::Free)?;
-        Ok(PageRef { space: self, at })
+        let held = PageRef { space: self, at };
+        // Who claims the page's entry looks for other references after that: so either this one is
+        // seen, or the claim is seen here.
+        let Some(owner) = memory.owner(at.page) else {
+            return Ok(held);
+        };
+        match self.state(owner) {
+            State::Migrating => Err(HoldError::InFlight),
+            state if state.device_page() == Some(at) => Ok(held),
+            // Its entry has let go of it.
+            _ => Err(HoldError::Free),
+        }
     }
 
     /// Hands out `1 << order` pages of `device` to its driver, at most 512 (2 MiB). In memory that
-    /// the CPU maps they hold zeros (R10).
+    /// the CPU maps they hold zeros (R10). For threads that hold no lock of the device, which is told
+    /// of pages that are freed for this, and of a chunk that is added.
     ///
     /// # Errors
     /// [`AllocError`].
@@ -158,32 +217,52 @@ impl<M: Mmu> Space<M> {
         device: u8,
         order: u32,
     ) -> Result<DevicePages<'_, M>, AllocError> {
-        self.find_device(device).ok_or(AllocError::NoSuchDevice)?;
+        let memory = self.find_device(device);
+        let memory = memory.ok_or(AllocError::NoSuchDevice)?;
         if order > MAX_ORDER {
             return Err(AllocError::Full);
         }
-        let page = self.alloc(device, order)?;
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(AllocError::Forking)?;
+        let page = self.alloc(device, order).or_else(|error| {
+            // What was given back may only wait to be freed.
+            memory.free_buried(self.device_stats(device));
+            self.alloc(device, order).map_err(|_| error)
+        })?;
         self.handed_out(DeviceAddr { device, page }, order)
     }
 
     /// Hands out one page of `device` by its number, if it is free. Where the memory is a file's, it
-    /// holds what it held.
+    /// holds what it held. For threads as of [`Space::alloc_device_pages`].
     ///
     /// # Errors
     /// [`AllocError`].
     pub fn alloc_device_page_at(&self, at: DeviceAddr) -> Result<DevicePages<'_, M>, AllocError> {
         let memory = self.find_device(at.device);
         let memory = memory.ok_or(AllocError::NoSuchDevice)?;
+        if at.page.0 as usize >= memory.capacity() {
+            return Err(AllocError::NoSuchPage);
+        }
         if memory.is_dying() {
             return Err(AllocError::Removed);
         }
+        if !memory.is_open() {
+            return Err(AllocError::Suspended);
+        }
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(AllocError::Forking)?;
         // A chunk that has never been needed is made.
         let chunk = memory.chunk_of(at.page);
         if memory.chunk(chunk).is_none() {
             let _ = memory.add_chunk(chunk, &|len| self.mmu.table(len));
         }
-        if !memory.alloc_at(at.page, self.device_stats(at.device)) {
-            return Err(AllocError::Full);
+        let alloc = || memory.alloc_at(at.page, self.device_stats(at.device));
+        if !alloc() {
+            // What was given back may only wait to be freed.
+            memory.free_buried(self.device_stats(at.device));
+            if !alloc() {
+                return Err(AllocError::Full);
+            }
         }
         self.handed_out(at, 0)
     }
@@ -218,11 +297,13 @@ impl<M: Mmu> Space<M> {
             return true;
         };
         let start = Instant::now();
+        // Nobody uses what is not there.
+        let len = len.min(memory.capacity().saturating_sub(first.0 as usize));
         while (0..len).any(|i| memory.count(first.plus(i)) > 0) {
             if start.elapsed() > patience {
                 return false;
             }
-            std::thread::yield_now();
+            self.nap();
         }
         true
     }

@@ -1,7 +1,7 @@
 //! Device pages that do not migrate, mapped where a program wants them: generic memory, a file's
 //! pages, a peer's window. They leave the program by being unmapped, and only so.
 
-use crate::addr::{Home, PageNo, PageRange};
+use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
 use crate::hold::DevicePages;
@@ -14,18 +14,24 @@ use std::fmt;
 pub enum MapError {
     /// Some of the range is not managed by this space.
     NotManaged,
+    /// The pages are of another space's device.
+    Foreign,
     /// Pages of this type come to programs by migration.
     Migrates,
     /// Something is there already, or the mapping is not writable.
     InTheWay,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
 }
 
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotManaged => "the range is not managed by this space",
+            Self::Foreign => "the pages are of a device of another space",
             Self::Migrates => "pages of this type of device memory come to programs by migration",
             Self::InTheWay => "the range is not empty, or not writable: discard it first",
+            Self::Forking => "the process is forking; try again",
         })
     }
 }
@@ -43,17 +49,20 @@ impl<M: Mmu> Space<M> {
         mut block: DevicePages<'_, M>,
         to: PageNo,
     ) -> Result<(), MapError> {
+        if !block.is_of(self) {
+            return Err(MapError::Foreign);
+        }
         let (first, len) = (block.first(), 1 << block.order());
         let pages = PageRange::new(to, len);
-        let all = self.range();
-        if pages.start < all.start || pages.end() > all.end() {
+        if !self.range().covers(pages) {
             return Err(MapError::NotManaged);
         }
         let memory = self.device(first.device);
         if memory.memory_type().migrates() {
             return Err(MapError::Migrates);
         }
-        let _pass = self.gate.enter_patiently(&self.mmu);
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(MapError::Forking)?;
         let claims: Vec<_> = pages
             .iter()
             .map_while(|page| Single::claim(self, page, |state| state == State::None))
@@ -65,9 +74,8 @@ impl<M: Mmu> Space<M> {
         if progress.pages < len {
             let back = PageRange::new(to, progress.pages);
             // What was mapped a moment ago goes back; a pin that came meanwhile keeps its frame.
-            if self.mmu.take(back, Home::Arena(first)).pages < back.len {
-                self.mmu.discard(back);
-            }
+            let home = self.mmu.take(back, Home::Arena(first)).pages;
+            (home..back.len).for_each(|i| self.drop_mapped(to.plus(i), first.plus(i)));
             return Err(MapError::InTheWay);
         }
         for (i, claimed) in claims.into_iter().enumerate() {
@@ -76,5 +84,18 @@ impl<M: Mmu> Space<M> {
         }
         block.give_on(len);
         Ok(())
+    }
+
+    /// Drops a mapped device page, whose frame cannot be moved home, with its frame. What a file's page
+    /// holds is copied home, and nowhere else then: it does not give up.
+    pub(crate) fn drop_mapped(&self, page: PageNo, at: DeviceAddr) {
+        let mut data = [PageData::ZERO];
+        let memory_type = self.device(at.device).memory_type();
+        let keeps = memory_type.keeps_bytes() && self.mmu.peek(page, &mut data[0]);
+        self.mmu.discard(PageRange::new(page, 1));
+        let mut copy_home = |home: &mut PageData| home.0.copy_from_slice(&data[0].0);
+        while keeps && !self.mmu.with_arena(at, &mut copy_home) {
+            self.nap();
+        }
     }
 }

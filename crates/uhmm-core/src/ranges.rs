@@ -1,7 +1,7 @@
 //! What programs do to ranges: drop their contents, or move them elsewhere.
 //!
-//! These run on application threads: they settle entries by single compare-and-swaps, bury device
-//! pages instead of freeing them, and wait for nobody but the owner of a page in flight.
+//! These run on application threads: they bury device pages instead of freeing them, and wait for
+//! nobody but the owner of a page in flight.
 
 use crate::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
 use crate::claims::{Run, Single};
@@ -11,6 +11,7 @@ use crate::frames::BLOCK;
 use crate::gate::Pass;
 use crate::mmu::{Mmu, Stop, Tracking};
 use crate::space::Space;
+use arrayvec::ArrayVec;
 use std::time::Duration;
 
 /// How long an application thread waits for a fork to end; see [`crate::gate`].
@@ -45,9 +46,7 @@ impl<M: Mmu> Inside<'_, M> {
     /// # Errors
     /// [`RangeError::NotManaged`].
     pub fn discard(&self, pages: PageRange) -> Result<(), RangeError> {
-        let space = self.space;
-        let range = space.range();
-        if pages.start < range.start || pages.end() > range.end() {
+        if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
         self.drop_pages(pages);
@@ -60,8 +59,7 @@ impl<M: Mmu> Inside<'_, M> {
     /// # Errors
     /// [`RangeError::NotManaged`].
     pub fn set_read_mostly(&self, pages: PageRange, on: bool) -> Result<(), RangeError> {
-        let range = self.space.range();
-        if pages.start < range.start || pages.end() > range.end() {
+        if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
         self.space.hints.set_read_mostly(pages, on);
@@ -74,8 +72,7 @@ impl<M: Mmu> Inside<'_, M> {
     /// # Errors
     /// [`RangeError::NotManaged`].
     pub fn release_device_pages(&self, pages: PageRange) -> Result<(), RangeError> {
-        let range = self.space.range();
-        if pages.start < range.start || pages.end() > range.end() {
+        if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
         self.space.entries.for_each_used(pages, |page, word| {
@@ -87,54 +84,65 @@ impl<M: Mmu> Inside<'_, M> {
     }
 
     fn drop_pages(&self, pages: PageRange) {
-        let space = self.space;
-        let mut mapped = 0;
-        space
-            .entries
-            .for_each_used(pages, |page, _| mapped += usize::from(self.forget(page)));
-        space.mmu.discard(pages);
-        // Only now has the memory been given back.
-        space.pool.uncharge(mapped, space.stats());
+        let mut next = pages.start;
+        self.space.entries.for_each_used(pages, |page, _| {
+            if page >= next {
+                next = page.plus(self.drop_run(page, (pages.end().0 - page.0) as usize));
+            }
+        });
     }
 
-    /// Makes the entry None; returns whether a mapped page is left to be dropped.
-    fn forget(&self, page: PageNo) -> bool {
+    /// Drops a run of pages from `page` on; returns how many were dealt with.
+    ///
+    /// They are claimed until their memory is gone: a page whose entry says None while its old bytes
+    /// are still mapped could be migrated, and they would come back to life (R10).
+    fn drop_run(&self, page: PageNo, most: usize) -> usize {
         let space = self.space;
+        let dropped_here =
+            |state| !matches!(state, State::None | State::Coherent(_) | State::Migrating);
         loop {
-            let seen = space.entries.load(page);
-            let state = seen.state();
-            if state == State::Migrating {
-                space.entries.wait(page, &space.mmu);
+            match space.entries.state(page) {
+                State::None => return 1,
+                State::Migrating => space.entries.wait(page, &space.mmu),
+                State::Coherent(at) if self.send_home(page, at) => return 1,
+                _ => {}
+            }
+            let mut run = Run::collect(space, page, most, |_, state| dropped_here(state));
+            let len = run.pages().len;
+            if len == 0 {
                 continue;
             }
-            if let State::Coherent(at) = state {
-                if self.send_home(page, at) {
-                    return false;
-                }
-                continue;
+            let was: ArrayVec<State, BLOCK> = (0..len).map(|i| run.was(i)).collect();
+            let marks = |state: &State| matches!(state, State::System { .. } | State::Poisoned);
+            if was.iter().any(marks) {
+                space.mmu.discard(run.pages());
             }
-            if !space.entries.forget(page, seen) {
-                continue;
-            }
-            match state {
-                State::Private(at) => space.device(at.device).bury(at.page),
-                State::Limbo(slot) => space.pool.put_free(space.pool.claim_limbo(slot)),
-                State::System {
-                    duplicate: Some(at),
-                    ..
-                } => {
+            run.settle(len, |_| State::None);
+            was.into_iter().for_each(|state| self.free_dropped(state));
+            return len;
+        }
+    }
+
+    /// Frees what a page had that is dropped.
+    fn free_dropped(&self, state: State) {
+        let space = self.space;
+        match state {
+            State::Private(at) => space.device(at.device).bury(at.page),
+            State::Limbo(slot) => space.pool.put_free(space.pool.claim_limbo(slot)),
+            State::System { duplicate, .. } => {
+                space.pool.uncharge(1, space.stats());
+                if let Some(at) = duplicate {
                     space.count_duplicates(-1);
                     space.device(at.device).bury(at.page);
                 }
-                _ => {}
             }
-            return matches!(state, State::System { .. });
+            State::None | State::Coherent(_) | State::Migrating | State::Poisoned => {}
         }
     }
 
     /// Drops a mapped device page: its frame goes back to the arena. Where that cannot be (it is
-    /// pinned, or the range may not be touched any more) the frame is given up with the mapping,
-    /// unless it must keep its bytes. `false`: look again.
+    /// pinned, or the range may not be touched any more) the frame is given up with the mapping, and
+    /// only what it must keep goes home. `false`: look again.
     fn send_home(&self, page: PageNo, at: DeviceAddr) -> bool {
         let space = self.space;
         let Some(claimed) = Single::claim(space, page, |state| state == State::Coherent(at)) else {
@@ -142,7 +150,7 @@ impl<M: Mmu> Inside<'_, M> {
         };
         let one = PageRange::new(page, 1);
         if space.mmu.take(one, Home::Arena(at)).pages == 0 {
-            space.mmu.discard(one);
+            space.drop_mapped(page, at);
         }
         claimed.settle(State::None);
         space.device(at.device).bury(at.page);
@@ -157,8 +165,7 @@ impl<M: Mmu> Inside<'_, M> {
     pub fn relocate(&self, from: PageRange, to: PageNo) -> Result<(), RangeError> {
         let space = self.space;
         let range = space.range();
-        let inside = |pages: PageRange| pages.start >= range.start && pages.end() <= range.end();
-        if !inside(from) || !inside(PageRange::new(to, from.len)) {
+        if !range.covers(from) || !range.covers(PageRange::new(to, from.len)) {
             return Err(RangeError::NotManaged);
         }
         let mut next = from.start;
@@ -253,6 +260,15 @@ impl<M: Mmu> Inside<'_, M> {
             }
             // What is mapped at a claimed entry that says None is not known to anyone.
             space.mmu.discard(target.pages());
+            if first.is_mapped() && self.is_missing(from) {
+                // Dropped behind our back: it reads as zero, there and here.
+                run.settle(1, |_| State::None);
+                match first {
+                    State::Coherent(at) => space.device(at.device).bury(at.page),
+                    _ => space.pool.uncharge(1, space.stats()),
+                }
+                return 1;
+            }
             drop((run, target));
             match first {
                 State::Limbo(slot) if self.relocate_frame(from, slot, to) => return 1,
@@ -262,6 +278,13 @@ impl<M: Mmu> Inside<'_, M> {
             }
             std::thread::yield_now();
         }
+    }
+
+    fn is_missing(&self, page: PageNo) -> bool {
+        let mut missing = true;
+        let one = PageRange::new(page, 1);
+        self.space.mmu.present(one, &mut |_| missing = false);
+        missing
     }
 
     /// Moves mapped pages, which are made private to this process where they are not.
@@ -304,7 +327,7 @@ impl<M: Mmu> Inside<'_, M> {
         {
             return false;
         }
-        space.mmu.discard(run.pages());
+        space.drop_mapped(from, at);
         space.pool.charge_existing(1, space.stats());
         target.settle(1, |_| State::system(false));
         run.settle(1, |_| State::None);

@@ -11,6 +11,7 @@ use crate::gate::Gate;
 use crate::hints::Hints;
 use crate::lock::Lock;
 use crate::memory_type::MemoryType;
+use crate::migrate::Buffers;
 use crate::mmu::Mmu;
 use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
@@ -36,6 +37,7 @@ pub struct Space<M: Mmu> {
     /// In the order in which they were added; a place is never used again.
     devices: [OnceLock<DeviceMemory<M::Table>>; MAX_DEVICES],
     adding: Lock<()>,
+    pub(crate) buffers: Buffers,
     /// Pages in RAM that have a duplicate on a device.
     pub(crate) duplicates: AtomicUsize,
     pub(crate) hints: Hints<M::Table>,
@@ -82,6 +84,7 @@ impl<M: Mmu> Space<M> {
             pool,
             devices: [const { OnceLock::new() }; MAX_DEVICES],
             adding: Lock::new(()),
+            buffers: Buffers::default(),
             duplicates: AtomicUsize::new(0),
             hints,
             gate: Gate::default(),
@@ -99,8 +102,8 @@ impl<M: Mmu> Space<M> {
     /// in which they were added, and the number of one that was removed is not used again.
     ///
     /// # Errors
-    /// [`BuildError::TooManyDevices`], [`BuildError::NoAddressSpace`], and what is wrong with the
-    /// device itself: [`BuildError::ChunkPages`], [`BuildError::NoNode`].
+    /// [`BuildError::NoPlace`], [`BuildError::NoAddressSpace`], [`BuildError::Forking`], and what is
+    /// wrong with the device itself: [`BuildError::ChunkPages`], [`BuildError::NoNode`].
     pub fn add_device(&self, device: Box<dyn Device>) -> Result<u8, BuildError> {
         let info = device.info();
         if info.chunk_pages < 1 << MAX_ORDER || !info.chunk_pages.is_power_of_two() {
@@ -108,25 +111,29 @@ impl<M: Mmu> Space<M> {
                 pages: info.chunk_pages,
             });
         }
+        // A fork in the middle would leave the child with half a device.
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(BuildError::Forking)?;
+        let _one_at_a_time = self.adding.lock();
+        let free = self.devices.iter().position(|slot| slot.get().is_none());
+        let index = free.ok_or(BuildError::NoPlace)?;
         let memory = DeviceMemory::new(device, MAX_DEVICE_PAGES, &|len| self.mmu.table(len))
             .ok_or(BuildError::NoAddressSpace)?;
         let capacity = info.capacity_pages.min(MAX_DEVICE_PAGES);
-        let _one_at_a_time = self.adding.lock();
-        let free = self.devices.iter().position(|slot| slot.get().is_none());
-        if let Some(index) = free {
-            if info.memory.is_mapped() && !self.mmu.add_arena(index as u8, capacity, info.node) {
-                return Err(match info.node {
-                    Some(node) => BuildError::NoNode { node },
-                    None => BuildError::NoAddressSpace,
-                });
-            }
-            let added = self.devices[index].set(memory);
-            debug_assert!(added.is_ok(), "the place was free, and is ours");
-            return Ok(index as u8);
+        if info.memory.is_mapped() && !self.mmu.add_arena(index as u8, capacity, info.node) {
+            // The driver has been told of its first chunk.
+            memory.kill();
+            memory.chunks().for_each(|chunk| {
+                memory.release(chunk, || ());
+            });
+            return Err(match info.node {
+                Some(node) => BuildError::NoNode { node },
+                None => BuildError::NoAddressSpace,
+            });
         }
-        Err(BuildError::TooManyDevices {
-            devices: MAX_DEVICES + 1,
-        })
+        let added = self.devices[index].set(memory);
+        debug_assert!(added.is_ok(), "the place was free, and is ours");
+        Ok(index as u8)
     }
 
     /// The device that an entry names.

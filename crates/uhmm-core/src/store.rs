@@ -2,9 +2,9 @@
 //! from private memory, and the CPU itself to and from an arena.
 
 use crate::addr::{DeviceAddr, DevicePage, PageData};
-use crate::device::{CopyIn, CopyInError, CopyOut, CopyOutError, Fence};
+use crate::device::{CopyIn, CopyInError, CopyOut, CopyOutError};
 use crate::mmu::Mmu;
-use crate::pagemap::{AllocError, BATCH};
+use crate::pagemap::{AllocError, BATCH, Started};
 use crate::space::Space;
 use arrayvec::ArrayVec;
 
@@ -34,10 +34,12 @@ impl<M: Mmu> Space<M> {
         device: u8,
         from: &[&PageData],
         to: &[DevicePage],
-    ) -> (CopiedIn, Option<Box<dyn Fence>>) {
+    ) -> (CopiedIn, Option<Started>) {
         let memory = self.device(device);
+        // What an arena holds is not the driver's, who hears nothing of it when it is freed either.
+        let mapped = memory.memory_type().is_mapped();
         let mut fence = None;
-        let results: CopiedIn = if memory.memory_type().is_mapped() {
+        let results: CopiedIn = if mapped {
             let copy = |(&page, &from)| self.copy_to_arena(DeviceAddr { device, page }, from);
             to.iter().zip(from).map(copy).collect()
         } else if memory.info().batch_pages > 1 {
@@ -58,6 +60,7 @@ impl<M: Mmu> Space<M> {
         };
         for (&page, result) in to.iter().zip(&results) {
             match result {
+                Ok(()) if mapped => {}
                 Ok(()) => memory.set_stored(page),
                 Err(error) => memory.heard(*error),
             }
@@ -81,7 +84,7 @@ impl<M: Mmu> Space<M> {
             .map_while(|_| self.alloc(device, 0).ok())
             .collect();
         let (results, fence) = self.copy_in(device, &from[..to.len()], &to);
-        let failed = fence.is_some_and(|mut fence| fence.wait().is_err());
+        let failed = fence.is_some_and(|fence| fence.wait().is_err());
         let mut stored = Stored::new();
         for (&page, result) in to.iter().zip(results) {
             let result = match result {
@@ -145,7 +148,7 @@ impl<M: Mmu> Space<M> {
                 })
                 .collect();
             let fence = memory.driver().copy_out_batch(&mut copies);
-            let failed = fence.is_some_and(|mut fence| fence.wait().is_err());
+            let failed = fence.is_some_and(|fence| fence.wait().is_err());
             if !failed {
                 results = copies.into_iter().map(|copy| copy.result).collect();
             }

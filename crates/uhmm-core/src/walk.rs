@@ -2,6 +2,7 @@
 //! RAM, and never device memory, mapped or not (R13; `FOLL_LRU` and the LRU's own rule in Linux).
 
 use crate::addr::{DeviceAddr, PageNo, PageRange};
+use crate::claims::Single;
 use crate::entry::State;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -55,30 +56,48 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Calls `each` for every maximal run of ordinary pages in `pages`: mapped, and in RAM. The way
-    /// for whatever applies a policy to pages. Returns how many pages of devices it has passed by.
-    pub fn walk_ordinary(&self, pages: PageRange, mut each: impl FnMut(PageRange)) -> usize {
-        let (mut run, mut passed) = (PageRange::new(pages.start, 0), 0);
+    /// Calls `each` for every run of ordinary pages in `pages`: mapped, and in RAM. They are claimed
+    /// meanwhile, so that none becomes a device's while a policy is applied to it; a touch is not held
+    /// up. Runs end at most every `most` pages, counted from address 0. Returns how many pages of
+    /// devices were passed by. For internal threads, and for threads that touch no managed memory.
+    ///
+    /// This is the way for whatever applies a policy to pages; only reclaim has its own.
+    ///
+    /// # Errors
+    /// [`NotOrdinary::InFlight`] when the process is forking, and the fork does not end.
+    pub fn walk_ordinary(
+        &self,
+        pages: PageRange,
+        most: usize,
+        mut each: impl FnMut(PageRange),
+    ) -> Result<usize, NotOrdinary> {
+        let pass = self.gate.enter_soon(&self.mmu);
+        let _pass = pass.ok_or(NotOrdinary::InFlight)?;
+        let mut passed = 0;
+        let mut run = Vec::new();
+        let mut end_run = |run: &mut Vec<Single<'_, M>>| {
+            if let Some(first) = run.first() {
+                each(PageRange::new(first.page(), run.len()));
+            }
+            run.clear();
+        };
         self.entries.for_each_used(pages, |page, word| {
-            passed += usize::from(matches!(
-                word.state(),
-                State::Private(_) | State::Coherent(_)
-            ));
-            if !matches!(word.state(), State::System { .. }) {
-                return;
+            let goes_on = run
+                .last()
+                .is_some_and(|last: &Single<'_, M>| last.page().plus(1) == page);
+            if !goes_on || page.0.is_multiple_of(most as u64) {
+                end_run(&mut run);
             }
-            if run.end() == page {
-                run.len += 1;
-                return;
+            match word.state() {
+                State::Private(_) | State::Coherent(_) => passed += 1,
+                State::System { .. } => {
+                    let is_system = |state| matches!(state, State::System { .. });
+                    run.extend(Single::claim(self, page, is_system));
+                }
+                _ => {}
             }
-            if run.len > 0 {
-                each(run);
-            }
-            run = PageRange::new(page, 1);
         });
-        if run.len > 0 {
-            each(run);
-        }
-        passed
+        end_run(&mut run);
+        Ok(passed)
     }
 }

@@ -1,8 +1,8 @@
 //! Failures on command: of one call, or at random by a seed.
 
+use crate::rng::Rng;
 use std::collections::HashMap;
 use uhmm_core::mmu::Stop;
-use uhmm_testkit::Rng;
 
 /// A call of the MMU that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

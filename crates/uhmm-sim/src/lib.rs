@@ -18,7 +18,9 @@ mod failure;
 mod memory;
 mod mmu;
 mod pages;
+mod rng;
 
 pub use failure::{Call, Failure};
 pub use mmu::SimMmu;
 pub use pages::Fault;
+pub use rng::Rng;

@@ -6,7 +6,8 @@ use crate::migrate::MigrateError;
 use crate::range::RangeError;
 use std::fmt;
 use std::time::Duration;
-use uhmm_core::addr::{DeviceAddr, DevicePage, PageNo};
+use uhmm_core::addr::PageNo;
+pub use uhmm_core::addr::{DeviceAddr, DevicePage};
 use uhmm_core::device::Device;
 use uhmm_core::evict;
 use uhmm_core::fault::Scratch;
@@ -17,6 +18,7 @@ pub use uhmm_core::failure::{Failure, FailureError};
 pub use uhmm_core::hold::{Hold, HoldError};
 pub use uhmm_core::map::MapError;
 pub use uhmm_core::usage::Usage;
+pub use uhmm_core::walk::NotOrdinary;
 pub use uhmm_core::{AddChunkError, AllocError};
 
 /// Pages of a device in its driver's hands, on this machine.
@@ -171,6 +173,35 @@ impl Space {
         self.core().alloc_device_pages(device.0, order)
     }
 
+    /// Hands out one page of a device by its number, if it is free: where the memory is a file's, with
+    /// what it held.
+    ///
+    /// # Errors
+    /// [`AllocError`].
+    pub fn alloc_device_page_at(&self, at: DeviceAddr) -> Result<DevicePages<'_>, AllocError> {
+        self.core().alloc_device_page_at(at)
+    }
+
+    /// Waits until nobody uses `len` pages of a device from `first` on. `false`: `patience` was over
+    /// first.
+    pub fn wait_idle(
+        &self,
+        device: DeviceId,
+        first: DevicePage,
+        len: usize,
+        patience: Duration,
+    ) -> bool {
+        self.core().wait_idle(device.0, first, len, patience)
+    }
+
+    /// Whether the page at `address` is ordinary memory now: mapped, and in RAM. Never faults.
+    ///
+    /// # Errors
+    /// [`NotOrdinary`]: what it is instead.
+    pub fn lookup_ordinary(&self, address: usize) -> Result<(), NotOrdinary> {
+        self.core().lookup_ordinary(PageNo::containing(address))
+    }
+
     /// Takes a reference on a device page that is in use.
     ///
     /// # Errors
@@ -188,8 +219,8 @@ impl Space {
         let len = uhmm_core::addr::PAGE_SIZE << block.order();
         self.pages(address, len, true)
             .map_err(|_| MapError::NotManaged)?;
-        self.core()
-            .map_device_pages(block, PageNo::containing(address))
+        let to = PageNo::containing(address);
+        self.off_managed_stack(|| self.core().map_device_pages(block, to))
     }
 
     /// Where the pages of a range are: its charge, which follows each page when it migrates.
@@ -206,7 +237,8 @@ impl Space {
     /// # Errors
     /// [`FailureError`].
     pub fn memory_failure(&self, address: usize) -> Result<Failure, FailureError> {
-        self.core().memory_failure(PageNo::containing(address))
+        let page = PageNo::containing(address);
+        self.off_managed_stack(|| self.core().memory_failure(page))
     }
 
     /// The memory of a device page has failed.
@@ -214,6 +246,17 @@ impl Space {
     /// # Errors
     /// [`FailureError`].
     pub fn device_memory_failure(&self, at: DeviceAddr) -> Result<Failure, FailureError> {
-        self.core().device_memory_failure(at)
+        self.off_managed_stack(|| self.core().device_memory_failure(at))
+    }
+
+    /// Runs `work` on a thread whose stack is not managed: this one, or another.
+    fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.check_stack().is_ok() {
+            return work();
+        }
+        std::thread::scope(|scope| match scope.spawn(work).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
     }
 }

@@ -25,7 +25,7 @@ pub mod spec;
 
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
-pub use migrate::{Migrated, Place};
+pub use migrate::{MigrateError, Migrated, Place};
 pub use policy::{Applied, PolicyError};
 pub use range::RangeError;
 pub use region::Region;
@@ -36,8 +36,12 @@ pub mod devices {
     pub use uhmm_mirror::MirrorDevice;
 }
 
-/// What a device author implements.
+/// What a device author implements: [`Device`](device::Device), and what its methods take and return.
 pub mod device {
-    pub use uhmm_core::addr::{DevicePage, PageData};
-    pub use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
+    pub use uhmm_core::addr::{DevicePage, PAGE_SIZE, PageData};
+    pub use uhmm_core::device::{
+        CHUNK_PAGES, CopyFailed, CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo,
+        Fence, Owner,
+    };
+    pub use uhmm_core::memory_type::MemoryType;
 }

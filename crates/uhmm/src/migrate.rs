@@ -6,11 +6,13 @@ use crate::range::RangeError;
 use std::fmt;
 use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
 use uhmm_core::device::Owner;
-use uhmm_core::migrate::{From as Origin, Unmapped};
+use uhmm_core::migrate::Unmapped;
 use uhmm_core::{AllocError, migrate};
 use uhmm_linux::mmu::LinuxMmu;
 
-pub use uhmm_core::migrate::{CopiedTo, Destination, Installed, Migrated, Page, Select, Source};
+pub use uhmm_core::migrate::{
+    CopiedTo, Destination, From, Installed, Migrated, Page, Select, Source,
+};
 
 /// A migration under way on this machine; see [`uhmm_core::migrate`] for its phases.
 pub type Migration<'a, Phase> = migrate::Migration<'a, LinuxMmu, Phase>;
@@ -63,19 +65,20 @@ impl fmt::Display for MigrateError {
 
 impl std::error::Error for MigrateError {}
 
-impl From<RangeError> for MigrateError {
+impl std::convert::From<RangeError> for MigrateError {
     fn from(error: RangeError) -> Self {
         Self::Range(error)
     }
 }
 
-impl From<migrate::MigrateError> for MigrateError {
+impl std::convert::From<migrate::MigrateError> for MigrateError {
     fn from(error: migrate::MigrateError) -> Self {
         match error {
             migrate::MigrateError::NotManaged => Self::Range(RangeError::Foreign),
             migrate::MigrateError::NoSuchPage => Self::NoSuchDevice,
             migrate::MigrateError::DoesNotMigrate => Self::DoesNotMigrate,
             migrate::MigrateError::Busy => Self::Busy,
+            migrate::MigrateError::Forking => Self::Range(RangeError::Forking),
         }
     }
 }
@@ -91,16 +94,21 @@ pub struct MigrateVma {
     pub select: Select,
     /// Of pages on devices: only this owner's. `None`: anybody's.
     pub owner: Option<Owner>,
+    /// Of pages on devices: not those of this one, which is where the rest is to go.
+    pub except: Option<DeviceId>,
     /// A device page on which the caller holds a reference because it serves a fault on it.
     pub fault_page: Option<(DeviceId, DevicePage)>,
 }
 
 impl Space {
-    /// Migrates a range, best effort page by page: what is pinned, shared or in flight stays, and so
-    /// does what there is no room for. Pages that are at their place already are not counted.
+    /// Migrates a range, best effort page by page: what is pinned, shared or in flight is left, and so
+    /// is what there is no room for. Pages that are at their place already are not counted. A large
+    /// range is migrated 2 MiB at a time; where a part fails after others have gone, it and what comes
+    /// after it is left.
     ///
     /// # Errors
-    /// [`MigrateError`]; [`MigrateError::Device`] when the device has not one page to give.
+    /// [`MigrateError`], with nothing migrated; [`MigrateError::Device`] when the device has not one
+    /// page to give.
     pub fn migrate(&self, address: usize, len: usize, to: Place) -> Result<Migrated, MigrateError> {
         let pages = self.pages(address, len, true)?;
         self.check_stack()?;
@@ -118,8 +126,11 @@ impl Space {
             let whole = BATCH - at.0 as usize % BATCH;
             let batch = PageRange::new(at, whole.min((pages.end().0 - at.0) as usize));
             let done = match self.migrate_batch(batch, to) {
-                // The device is full: what has gone there is there.
-                Err(MigrateError::Device(AllocError::Full)) if sum.migrated > 0 => break,
+                // What has gone has gone: the rest is left.
+                Err(_) if sum.migrated > 0 => {
+                    sum.left += (pages.end().0 - at.0) as usize;
+                    break;
+                }
                 done => done?,
             };
             sum.migrated += done.migrated;
@@ -135,6 +146,7 @@ impl Space {
             pages,
             select: devices,
             owner: None,
+            except: None,
             fault_page: None,
         };
         let Place::Device(DeviceId(device)) = to else {
@@ -143,16 +155,12 @@ impl Space {
             return Ok(migration.copy().pages().finalize());
         };
         args.select = Select::SYSTEM | devices;
+        args.except = Some(device);
         let mut migration = self.core().migrate_vma(&args)?;
-        let at_place =
-            |page: &Page| matches!(page.source.from, Origin::Device(at) if at.device == device);
-        let there = migration.skip_if(at_place);
-        if migration.selected().any(|page| page.source.migrate) {
+        if migration.selected().next().is_some() {
             migration.allocate(device).map_err(MigrateError::Device)?;
         }
-        let mut done = migration.copy().pages().finalize();
-        done.left -= there;
-        Ok(done)
+        Ok(migration.copy().pages().finalize())
     }
 
     /// Begins a migration of a range that the caller takes through its phases itself, as a driver
@@ -171,6 +179,7 @@ impl Space {
             pages,
             select: args.select,
             owner: args.owner,
+            except: args.except.map(|device| device.0),
             fault_page,
         })?)
     }
@@ -187,6 +196,15 @@ impl Space {
     ) -> Result<Migration<'_, Unmapped>, MigrateError> {
         self.check_stack()?;
         Ok(self.core().migrate_device_range(device.0, first, len)?)
+    }
+
+    /// Migrates one page of memory that the CPU maps to RAM.
+    ///
+    /// # Errors
+    /// [`MigrateError`]; the page is where it was.
+    pub fn migrate_device_coherent_page(&self, at: DeviceAddr) -> Result<(), MigrateError> {
+        self.check_stack()?;
+        Ok(self.core().migrate_device_coherent_page(at)?)
     }
 
     /// Whoever holds claims must not fault on managed memory.

@@ -7,10 +7,11 @@
 //! is not locked (a pin is what keeps a page), and is not merged.
 
 use crate::build::Space;
+use crate::migrate::MigrateError;
 use crate::range::RangeError;
 use std::fmt;
 use std::io;
-use uhmm_core::addr::{PageNo, PageRange};
+use uhmm_core::addr::PageRange;
 
 /// Pages of a huge page.
 const HUGE: usize = 512;
@@ -31,6 +32,8 @@ pub enum PolicyError {
     Range(RangeError),
     /// The kernel refuses it for all pages: there is no such node, or it may not be done.
     Kernel(io::Error),
+    /// The calling thread's stack is managed memory.
+    ManagedStack,
 }
 
 impl fmt::Display for PolicyError {
@@ -38,6 +41,7 @@ impl fmt::Display for PolicyError {
         match self {
             Self::Range(error) => error.fmt(f),
             Self::Kernel(error) => write!(f, "the kernel refuses: {error}"),
+            Self::ManagedStack => MigrateError::ManagedStack.fmt(f),
         }
     }
 }
@@ -57,16 +61,10 @@ impl Space {
     /// # Errors
     /// [`PolicyError`].
     pub fn collapse(&self, address: usize, len: usize) -> Result<Applied, PolicyError> {
-        let pages = self.pages(address, len, true)?;
-        let mut applied = Applied::default();
-        applied.passed = self.core().walk_ordinary(pages, |run| {
-            let first = run.start.0.next_multiple_of(HUGE as u64);
-            for start in (first..run.end().0.saturating_sub(HUGE as u64 - 1)).step_by(HUGE) {
-                let huge = PageRange::new(PageNo(start), HUGE);
-                applied.pages += usize::from(self.core().mmu().collapse(huge).is_ok()) * HUGE;
-            }
-        });
-        Ok(applied)
+        self.apply(address, len, |run| {
+            let whole = run.len == HUGE && self.core().mmu().collapse(run).is_ok();
+            Ok(if whole { HUGE } else { 0 })
+        })
     }
 
     /// Moves the ordinary pages of a range to a NUMA node. Best effort: what is in use stays where it
@@ -75,18 +73,35 @@ impl Space {
     /// # Errors
     /// [`PolicyError`].
     pub fn balance(&self, address: usize, len: usize, node: u32) -> Result<Applied, PolicyError> {
+        self.apply(address, len, |run| {
+            let moved = self.core().mmu().move_to_node(run, node);
+            moved.map_err(io::Error::from)
+        })
+    }
+
+    /// Applies `policy`, which says of how many pages it holds then, to runs of ordinary pages.
+    fn apply(
+        &self,
+        address: usize,
+        len: usize,
+        policy: impl Fn(PageRange) -> io::Result<usize>,
+    ) -> Result<Applied, PolicyError> {
         let pages = self.pages(address, len, true)?;
-        let mut applied = Applied::default();
-        let mut refused = None;
-        applied.passed = self.core().walk_ordinary(pages, |run| {
-            match self.core().mmu().move_to_node(run, node) {
-                Ok(moved) => applied.pages += moved,
-                Err(errno) => refused = Some(errno),
-            }
-        });
+        self.check_stack().map_err(|_| PolicyError::ManagedStack)?;
+        let (mut held, mut refused) = (0, None);
+        let walked = self
+            .core()
+            .walk_ordinary(pages, HUGE, |run| match policy(run) {
+                Ok(pages) => held += pages,
+                Err(error) => refused = Some(error),
+            });
+        let passed = walked.map_err(|_| RangeError::Forking)?;
         match refused {
-            Some(errno) if applied.pages == 0 => Err(PolicyError::Kernel(errno.into())),
-            _ => Ok(applied),
+            Some(error) if held == 0 => Err(PolicyError::Kernel(error)),
+            _ => Ok(Applied {
+                pages: held,
+                passed,
+            }),
         }
     }
 }

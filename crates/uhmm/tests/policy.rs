@@ -24,8 +24,10 @@ fn huge_kib(address: usize) -> usize {
     for line in smaps.lines() {
         if let Some((range, _)) = line.split_once(' ')
             && let Some((start, end)) = range.split_once('-')
-            && let (Ok(start), Ok(end)) =
-                (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
+            && let (Ok(start), Ok(end)) = (
+                usize::from_str_radix(start, 16),
+                usize::from_str_radix(end, 16),
+            )
         {
             here = (start..end).contains(&address);
         } else if here && let Some(rest) = line.strip_prefix("AnonHugePages:") {

@@ -4,7 +4,7 @@ use std::time::Instant;
 use uhmm_core::addr::{DevicePage, PageData};
 use uhmm_core::device::{CopyInError, Device};
 use uhmm_lz4::Lz4Device;
-use uhmm_testkit::{PageKind, Rng, conformance};
+use uhmm_testkit::{PageKind, Rng, Shared, conformance};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,21 +30,21 @@ fn assert_holds(device: &Lz4Device, page: u32, expected: &PageData) {
 
 #[test]
 fn conforms() {
-    conformance(&Lz4Device::new(4 * MIB));
+    conformance(|| Lz4Device::new(4 * MIB));
 }
 
 #[test]
 fn conforms_when_small() {
-    conformance(&Lz4Device::new(MIB));
+    conformance(|| Lz4Device::new(MIB));
 }
 
 #[test]
 fn conforms_after_it_was_trimmed() {
-    let device = Lz4Device::new(2 * MIB);
-    conformance(&device);
-    device.trim();
-    assert_eq!(device.held_bytes(), 0);
-    conformance(&device);
+    let device = Shared::new(Lz4Device::new(2 * MIB));
+    conformance(|| device.clone());
+    device.0.trim();
+    assert_eq!(device.0.held_bytes(), 0);
+    conformance(|| device.clone());
 }
 
 #[test]

@@ -8,7 +8,9 @@ use crate::entry::State;
 use crate::frames::{BLOCK, first_slot};
 use crate::memory_type::MemoryType;
 use crate::mmu::{Mmu, Stop};
+use crate::pagemap::Held;
 use crate::space::Space;
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 
 /// What to migrate: the arguments of [`Space::migrate_vma`].
@@ -20,6 +22,8 @@ pub struct MigrateVma {
     pub select: Select,
     /// Of pages on devices: only this owner's. `None`: anybody's.
     pub owner: Option<Owner>,
+    /// Of pages on devices: not those of this one, which is where the rest is to go.
+    pub except: Option<u8>,
     /// A device page on which the caller holds a reference because it serves a fault on it. The
     /// migration knows about that one reference, and still succeeds (R3).
     pub fault_page: Option<DeviceAddr>,
@@ -43,11 +47,11 @@ impl<M: Mmu> Space<M> {
         &self,
         args: &MigrateVma,
     ) -> Result<Migration<'_, M, Unmapped>, MigrateError> {
-        let (pages, all) = (args.pages, self.range());
-        if pages.start < all.start || pages.end() > all.end() {
+        let pages = args.pages;
+        if !self.range().covers(pages) {
             return Err(MigrateError::NotManaged);
         }
-        let mut hands = self.hands(args.fault_page);
+        let mut hands = self.hands(args.fault_page)?;
         let mut filling = None;
         let mut at = pages.start;
         while at < pages.end() {
@@ -76,20 +80,28 @@ impl<M: Mmu> Space<M> {
         if !memory.memory_type().migrates() {
             return Err(MigrateError::DoesNotMigrate);
         }
-        Ok(self.migrate_device_pages(device, (0..len).map(|i| first.plus(i))))
+        let pages: Vec<_> = (0..len).map(|i| first.plus(i)).collect();
+        self.migrate_device_pages(device, &pages)
     }
 
-    /// Begins to migrate the given pages of `device`.
+    /// Begins to migrate the given pages of `device`, in ascending order.
     pub(crate) fn migrate_device_pages(
         &self,
         device: u8,
-        pages: impl Iterator<Item = DevicePage>,
-    ) -> Migration<'_, M, Unmapped> {
-        let mut hands = self.hands(None);
-        for page in pages {
-            hands.collect_device_page(DeviceAddr { device, page });
+        pages: &[DevicePage],
+    ) -> Result<Migration<'_, M, Unmapped>, MigrateError> {
+        let mut hands = self.hands(None)?;
+        for run in pages.chunk_by(|a, b| a.plus(1) == *b) {
+            let mut next = 0;
+            while next < run.len() {
+                let at = DeviceAddr {
+                    device,
+                    page: run[next],
+                };
+                next += hands.collect_device_pages(at, None, run.len() - next);
+            }
         }
-        hands.begun()
+        Ok(hands.begun())
     }
 
     /// Migrates one page of memory that the CPU maps to RAM: the form that a long-term pin needs, and
@@ -111,8 +123,9 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    fn hands(&self, fault_page: Option<DeviceAddr>) -> Hands<'_, M> {
-        Hands {
+    fn hands(&self, fault_page: Option<DeviceAddr>) -> Result<Hands<'_, M>, MigrateError> {
+        let pass = self.gate.enter_soon(&self.mmu);
+        Ok(Hands {
             space: self,
             items: Vec::new(),
             fault_page,
@@ -120,8 +133,8 @@ impl<M: Mmu> Space<M> {
             buffers: Vec::new(),
             fences: Vec::new(),
             done: Migrated::default(),
-            _pass: self.gate.enter_patiently(&self.mmu),
-        }
+            _pass: pass.ok_or(MigrateError::Forking)?,
+        })
     }
 }
 
@@ -183,7 +196,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
             }
             State::System { .. } if system => return self.take_system(at, most, filling),
             State::Private(on) | State::Coherent(on) if self.selects(on, args) => {
-                self.collect_device_page(on);
+                return self.collect_device_pages(on, Some(at), most);
             }
             _ => {}
         }
@@ -196,7 +209,9 @@ impl<'a, M: Mmu> Hands<'a, M> {
             MemoryType::Coherent => Select::DEVICE_COHERENT,
             MemoryType::Generic | MemoryType::FsDax | MemoryType::PeerToPeer => return false,
         };
-        args.select.contains(kind) && self.space.is_owned_by(at.device, args.owner)
+        args.select.contains(kind)
+            && args.except != Some(at.device)
+            && self.space.is_owned_by(at.device, args.owner)
     }
 
     /// Takes a run of pages in RAM out of the mapping; returns how many were dealt with.
@@ -282,11 +297,17 @@ impl<'a, M: Mmu> Hands<'a, M> {
             return;
         };
         let page = claimed.page();
+        let mut present = false;
+        let one = PageRange::new(page, 1);
+        space.mmu.present(one, &mut |_| present = true);
+        if !present {
+            return self.take_odd(claimed, Stop::Absent);
+        }
         let mut data = Box::new(PageData::ZERO);
         if space.mmu.is_writable(page) || !space.mmu.peek(page, &mut data) {
             return;
         }
-        space.mmu.discard(PageRange::new(page, 1));
+        space.mmu.discard(one);
         let charged = matches!(claimed.was(), State::System { .. });
         if let State::Coherent(at) = claimed.was() {
             // Its frame is gone, and it with it.
@@ -295,50 +316,107 @@ impl<'a, M: Mmu> Hands<'a, M> {
         self.add(claimed, Origin::Bytes { data, charged });
     }
 
-    /// Claims the page whose entry names `at`, and takes its frame home where it is mapped.
-    fn collect_device_page(&mut self, at: DeviceAddr) {
+    /// Claims the page whose entry names `at`, and those beside it that lie beside it on the device
+    /// too, at most `most`; takes home the frames of those that are mapped. Returns how many were dealt
+    /// with.
+    fn collect_device_pages(
+        &mut self,
+        at: DeviceAddr,
+        expected: Option<PageNo>,
+        most: usize,
+    ) -> usize {
         let space = self.space;
         let memory = space.device(at.device);
         let Some(page) = memory.owner(at.page) else {
-            return;
+            return 1;
         };
+        if expected.is_some_and(|expected| expected != page) {
+            // The device page was freed meanwhile, and is another page's now.
+            return 1;
+        }
         // The owner may have changed meanwhile; the claim looks again.
-        let names_it = |state: State| state.device_page() == Some(at);
-        let Some(claimed) = Single::claim(space, page, names_it) else {
-            return;
-        };
-        let held = memory.get(at.page);
-        let held = held.expect("an entry names a device page that is in use (R1)");
-        if matches!(claimed.was(), State::System { .. }) {
-            // The bytes are in RAM: there is nothing to move, only the duplicate to give up.
-            held.end(space.device_stats(at.device));
-            space.give_duplicate_up(claimed);
-            self.done.migrated += 1;
-            return;
+        match space.entries.state(page) {
+            State::System {
+                duplicate: Some(now),
+                ..
+            } if now == at => {
+                // The bytes are in RAM: there is nothing to move, only the duplicate to give up.
+                let names_it = |state: State| state.device_page() == Some(at);
+                if let Some(claimed) = Single::claim(space, page, names_it) {
+                    space.give_duplicate_up(claimed);
+                    self.done.migrated += 1;
+                }
+                1
+            }
+            State::Coherent(now) if now == at => self.collect_mapped(page, at, most),
+            State::Private(now) if now == at => {
+                if let Some(claimed) =
+                    Single::claim(space, page, |state| state == State::Private(at))
+                    && let Some(held) = self.hold_alone(at)
+                {
+                    self.add(claimed, Origin::Device { at, held });
+                }
+                1
+            }
+            _ => 1,
         }
-        if !self.is_ours_alone(at, held.count()) {
-            held.end(space.device_stats(at.device));
-            space.stats().busy_pages.add(1);
-            return;
-        }
-        if matches!(claimed.was(), State::Coherent(_))
-            && let Some(stop) = self.take_home(page, at)
-        {
-            held.end(space.device_stats(at.device));
-            self.take_odd(claimed, stop);
-            return;
-        }
-        self.add(claimed, Origin::Device { at, held });
     }
 
-    /// Takes the frame of a mapped device page home; says what is in the way.
-    fn take_home(&self, page: PageNo, at: DeviceAddr) -> Option<Stop> {
-        let (mmu, one) = (&self.space.mmu, PageRange::new(page, 1));
-        let stop = mmu.take(one, Home::Arena(at)).stop;
-        if stop != Some(Stop::Busy) {
-            return stop;
+    /// A reference on a device page whose entry is claimed, unless others hold it (R7).
+    fn hold_alone(&self, at: DeviceAddr) -> Option<Held<'a, M::Table>> {
+        let space = self.space;
+        let held = space.device(at.device).get(at.page);
+        let held = held.expect("an entry names a device page that is in use (R1)");
+        if self.is_ours_alone(at, held.count()) {
+            return Some(held);
         }
-        mmu.unshare(one);
-        mmu.take(one, Home::Arena(at)).stop
+        held.end(space.device_stats(at.device));
+        space.stats().busy_pages.add(1);
+        None
+    }
+
+    /// Takes home the frames of a run of mapped device pages.
+    fn collect_mapped(&mut self, page: PageNo, first: DeviceAddr, most: usize) -> usize {
+        let space = self.space;
+        let in_line = |i, state| state == State::Coherent(first.plus(i));
+        let mut run = Run::collect(space, page, most.min(BLOCK), in_line);
+        let mut held = VecDeque::new();
+        while held.len() < run.pages().len {
+            match self.hold_alone(first.plus(held.len())) {
+                Some(reference) => held.push_back(reference),
+                None => break,
+            }
+        }
+        // What another holds is dealt with, and stays.
+        let dealt = held.len().max(1);
+        run.truncate(held.len());
+        let mut unshared = false;
+        while run.pages().len > 0 {
+            let pages = run.pages();
+            let at = first.plus((pages.start.0 - page.0) as usize);
+            let progress = space.mmu.take(pages, Home::Arena(at));
+            for i in 0..progress.pages {
+                let claimed = run.pop().expect("as many as were taken");
+                let held = held.pop_front().expect("one for each");
+                let at = at.plus(i);
+                self.add(claimed, Origin::Device { at, held });
+            }
+            match progress.stop {
+                None => {}
+                Some(Stop::Busy) if !unshared => {
+                    // Shared after a fork, most likely.
+                    space.mmu.unshare(run.pages());
+                    unshared = true;
+                }
+                Some(stop) => {
+                    let odd = run.pop().expect("what stopped the call");
+                    let held = held.pop_front().expect("one for each");
+                    held.end(space.device_stats(first.device));
+                    self.take_odd(odd, stop);
+                    unshared = false;
+                }
+            }
+        }
+        dealt
     }
 }

@@ -2,11 +2,11 @@
 
 use super::{Copied, Destination, Hands, Item, Origin};
 use crate::addr::{DeviceAddr, DevicePage, PageData};
-use crate::device::{CopyOutError, Fence};
+use crate::device::CopyOutError;
 use crate::fault::ZEROS;
 use crate::frames::Frame;
 use crate::mmu::Mmu;
-use crate::pagemap::BATCH;
+use crate::pagemap::{BATCH, Started};
 use crate::store::CopiedIn;
 use arrayvec::ArrayVec;
 
@@ -34,8 +34,8 @@ impl<M: Mmu> Hands<'_, M> {
                 .take_while(|at| at.device == first.device)
                 .take(BATCH)
                 .collect();
-            let mut buffer = vec![PageData::ZERO; batch.len()].into_boxed_slice();
-            let results = self.space.load_batch(&batch, &mut buffer);
+            let mut buffer = self.space.buffers.take();
+            let results = self.space.load_batch(&batch, &mut buffer[..batch.len()]);
             let number = self.buffers.len();
             self.buffers.push(buffer);
             for (index, result) in results.into_iter().enumerate() {
@@ -101,7 +101,7 @@ impl<M: Mmu> Hands<'_, M> {
         first: usize,
         device: u8,
         to: &[DevicePage],
-    ) -> (CopiedIn, Option<Box<dyn Fence>>) {
+    ) -> (CopiedIn, Option<Started>) {
         let items = &self.items[first..first + to.len()];
         let frames: ArrayVec<&Frame, BATCH> = items
             .iter()

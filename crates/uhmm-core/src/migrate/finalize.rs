@@ -4,29 +4,23 @@ use super::{Copied, Destination, Hands, Item, Origin};
 use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
+use crate::fault::Ram;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::space::Space;
+use std::collections::VecDeque;
 
 impl<M: Mmu> Hands<'_, M> {
     /// Puts back what does not go.
     pub(super) fn install(&mut self) {
+        let in_flight = |item: &Item<'_, M>| {
+            matches!(item.copied, Copied::ToDevice { fence: Some(_) }) && !self.goes(item)
+        };
+        if self.items.iter().any(in_flight) {
+            // What is put back gives its destination up, which nobody may be writing to.
+            self.wait_for_fences();
+        }
         for item in std::mem::take(&mut self.items) {
-            let free = match &item.origin {
-                // Somebody may have come to hold the page since it was collected.
-                Origin::Device { at, held } => self.is_ours_alone(*at, held.count()),
-                _ => true,
-            };
-            let copied = match item.copied {
-                Copied::ToDevice { .. } => true,
-                Copied::ToBuffer { .. } => item.to == Some(Destination::System),
-                Copied::Lost => true,
-                // What is in a buffer of its own needs no copy to go to RAM.
-                Copied::No => {
-                    matches!(item.origin, Origin::Bytes { .. })
-                        && item.to == Some(Destination::System)
-                }
-            };
-            if item.migrate && free && copied {
+            if self.goes(&item) {
                 self.items.push(item);
             } else {
                 self.put_back(item);
@@ -34,10 +28,46 @@ impl<M: Mmu> Hands<'_, M> {
         }
     }
 
+    /// Whether the page can go where it is to go.
+    fn goes(&self, item: &Item<'_, M>) -> bool {
+        let free = match &item.origin {
+            // Somebody may have come to hold the page since it was collected.
+            Origin::Device { at, held } => self.is_ours_alone(*at, held.count()),
+            _ => true,
+        };
+        let copied = match item.copied {
+            Copied::ToDevice { .. } => true,
+            Copied::ToBuffer { .. } => item.to == Some(Destination::System),
+            Copied::Lost => true,
+            // What is in a buffer of its own needs no copy to go to RAM.
+            Copied::No => {
+                matches!(item.origin, Origin::Bytes { .. }) && item.to == Some(Destination::System)
+            }
+        };
+        // Its memory may have failed meanwhile.
+        let good = !matches!(item.to, Some(Destination::Device(to))
+            if self.space.device(to.device).is_bad(to.page));
+        item.migrate && free && copied && good
+    }
+
     pub(super) fn finalize(&mut self) {
         self.wait_for_fences();
-        for item in std::mem::take(&mut self.items) {
-            self.finalize_one(item);
+        let mut items = VecDeque::from(std::mem::take(&mut self.items));
+        while let Some(first) = items.front() {
+            match Together::of(first, self.space) {
+                Some(together) => {
+                    let goes_along = |(i, item)| together.takes(i, item);
+                    let len = (0..)
+                        .zip(&items)
+                        .take_while(|&pair| goes_along(pair))
+                        .count();
+                    self.finalize_together(&together, len, &mut items);
+                }
+                None => {
+                    let item = items.pop_front().expect("there is a first");
+                    self.finalize_alone(item);
+                }
+            }
         }
         self.end_blocks();
     }
@@ -47,84 +77,104 @@ impl<M: Mmu> Hands<'_, M> {
         let failed: Vec<bool> = self
             .fences
             .drain(..)
-            .map(|mut fence| fence.wait().is_err())
+            .map(|fence| fence.wait().is_err())
             .collect();
         for item in &mut self.items {
-            if let (Copied::ToDevice { fence: Some(fence) }, Some(Destination::Device(at))) =
+            if let (&Copied::ToDevice { fence: Some(fence) }, Some(Destination::Device(at))) =
                 (&item.copied, item.to)
-                && failed[*fence]
             {
-                self.space.device(at.device).clear_stored(at.page);
-                item.copied = Copied::No;
+                item.copied = Copied::ToDevice { fence: None };
+                if failed[fence] {
+                    self.space.device(at.device).clear_stored(at.page);
+                    item.copied = Copied::No;
+                }
             }
         }
     }
 
-    fn finalize_one(&mut self, item: Item<'_, M>) {
-        let page = item.claimed.page();
+    /// A page that nothing is mapped for: it goes to memory that the CPU does not map, or is lost, or
+    /// stays.
+    fn finalize_alone(&mut self, item: Item<'_, M>) {
         match (&item.copied, item.to) {
             (Copied::Lost, _) => self.lose(item),
             (Copied::ToDevice { .. }, Some(Destination::Device(to))) => {
-                let space = self.space;
-                let memory = space.device(to.device);
-                let mapped = memory.memory_type().is_mapped();
-                let one = PageRange::new(page, 1);
-                if mapped && space.mmu.put(Home::Arena(to), one).pages == 0 {
-                    // The mapping does not take it: best effort.
-                    self.put_back(item);
-                    return;
-                }
-                let Item {
-                    claimed, origin, ..
-                } = item;
-                memory.set_owner(to.page, page);
-                claimed.settle(if mapped {
-                    State::Coherent(to)
-                } else {
-                    State::Private(to)
-                });
-                space.stats().pages_to_device.add(1);
-                self.leave(origin);
+                self.settle_on_device(item, to, State::Private(to));
             }
-            (_, Some(Destination::System)) => self.finalize_to_system(item),
+            (Copied::No, Some(Destination::System)) => self.finalize_bytes(item),
             _ => self.put_back(item),
         }
     }
 
-    fn finalize_to_system(&mut self, item: Item<'_, M>) {
+    fn settle_on_device(&mut self, item: Item<'_, M>, to: DeviceAddr, state: State) {
         let space = self.space;
-        let page = item.claimed.page();
-        let charged = matches!(item.origin, Origin::Bytes { charged: true, .. });
-        if !charged && !space.pool.try_charge(1, space.stats()) {
-            self.put_back(item);
-            return;
-        }
-        let data = match (&item.copied, &item.origin) {
-            (&Copied::ToBuffer { buffer, index }, _) => &self.buffers[buffer][index],
-            (_, Origin::Bytes { data, .. }) => &**data,
-            _ => unreachable!("install keeps what has bytes"),
-        };
-        let from = std::slice::from_ref(data);
-        let progress = space.mmu.copy(from, page, Tracking::Off);
-        // A page that is there although its entry says otherwise was mapped behind our back; what the
-        // program sees is what counts.
-        let there = progress.pages == 1 || progress.stop == Some(Stop::Present);
-        if !there {
-            if !charged {
-                space.pool.uncharge(1, space.stats());
+        let Item {
+            claimed, origin, ..
+        } = item;
+        space.device(to.device).set_owner(to.page, claimed.page());
+        claimed.settle(state);
+        space.stats().pages_to_device.add(1);
+        self.leave(origin);
+    }
+
+    /// Maps pages side by side with one call, as far as it goes; a page that does not go is put back.
+    fn finalize_together(
+        &mut self,
+        together: &Together,
+        len: usize,
+        items: &mut VecDeque<Item<'_, M>>,
+    ) {
+        let space = self.space;
+        let pages = PageRange::new(together.page, len);
+        let done = match together.to {
+            To::Arena(first) => space.mmu.put(Home::Arena(first), pages).pages,
+            To::Ram { buffer, index } => {
+                let from = &self.buffers[buffer][index..index + len];
+                space.fill(from, together.page)
             }
-            self.put_back(item);
-            return;
+        };
+        for i in 0..done {
+            let item = items.pop_front().expect("as many as go together");
+            match together.to {
+                To::Arena(first) => {
+                    let to = first.plus(i);
+                    self.settle_on_device(item, to, State::Coherent(to));
+                }
+                To::Ram { .. } => self.settle_in_ram(item),
+            }
         }
+        if done == 0 {
+            // The mapping does not take it, or there is no RAM: best effort. (Where some were done, the
+            // next call begins with the one that stopped this.)
+            let odd = items.pop_front().expect("as many as go together");
+            self.put_back(odd);
+        }
+    }
+
+    fn settle_in_ram(&mut self, item: Item<'_, M>) {
         let Item {
             claimed, origin, ..
         } = item;
         claimed.settle(State::system(true));
-        space.stats().pages_to_system.add(1);
+        self.space.stats().pages_to_system.add(1);
         if let Origin::Device { at, held } = origin {
-            held.leave(space.device_stats(at.device));
+            held.leave(self.space.device_stats(at.device));
         }
         self.done.migrated += 1;
+    }
+
+    /// The bytes of a page of a range that is not writable: they are in no buffer, and perhaps charged.
+    fn finalize_bytes(&mut self, item: Item<'_, M>) {
+        let Origin::Bytes { data, charged } = &item.origin else {
+            unreachable!("install keeps what has bytes");
+        };
+        let page = item.claimed.page();
+        if *charged {
+            self.space.map_bytes(page, data);
+        } else if self.space.fill(std::slice::from_ref(&**data), page) == 0 {
+            self.put_back(item);
+            return;
+        }
+        self.settle_in_ram(item);
     }
 
     /// The page has gone to a device: what it leaves behind is free.
@@ -199,11 +249,14 @@ impl<M: Mmu> Hands<'_, M> {
         self.done.left += 1;
     }
 
-    /// The blocks that frames were taken into: what is free in them goes back to the machine, and what
-    /// is still a page's waits in limbo.
+    /// Gives back what the migration used: buffers, and the blocks that frames were taken into. What is
+    /// free in those goes back to the machine, and what is still a page's waits in limbo.
     fn end_blocks(&mut self) {
         for block in self.blocks.drain(..) {
             self.space.end_block(block);
+        }
+        for buffer in self.buffers.drain(..) {
+            self.space.buffers.give(buffer);
         }
     }
 }
@@ -219,7 +272,77 @@ impl<M: Mmu> Drop for Hands<'_, M> {
     }
 }
 
+/// Where pages go that are mapped together.
+#[derive(Clone, Copy)]
+enum To {
+    /// To these device pages, which the CPU maps.
+    Arena(DeviceAddr),
+    /// To RAM, from this place of this buffer on.
+    Ram { buffer: usize, index: usize },
+}
+
+/// Pages that lie side by side at both ends, so that one call maps them.
+struct Together {
+    page: PageNo,
+    to: To,
+}
+
+impl Together {
+    fn of<M: Mmu>(first: &Item<'_, M>, space: &Space<M>) -> Option<Self> {
+        let page = first.claimed.page();
+        let to = match (&first.copied, first.to?) {
+            (&Copied::ToBuffer { buffer, index }, Destination::System) => To::Ram { buffer, index },
+            (Copied::ToDevice { .. }, Destination::Device(to))
+                if space.device(to.device).memory_type().is_mapped() =>
+            {
+                To::Arena(to)
+            }
+            _ => return None,
+        };
+        Some(Self { page, to })
+    }
+
+    /// Whether the item at place `i` after the first goes along with it.
+    fn takes<M: Mmu>(&self, i: usize, item: &Item<'_, M>) -> bool {
+        let to = match self.to {
+            To::Arena(first) => {
+                matches!(item.copied, Copied::ToDevice { .. })
+                    && item.to == Some(Destination::Device(first.plus(i)))
+            }
+            To::Ram { buffer, index } => {
+                item.to == Some(Destination::System)
+                    && matches!(item.copied, Copied::ToBuffer { buffer: b, index: n }
+                        if b == buffer && n == index + i)
+            }
+        };
+        to && item.claimed.page() == self.page.plus(i)
+    }
+}
+
 impl<M: Mmu> Space<M> {
+    /// Maps copies of `from` at the claimed, missing pages from `page` on, as far as there is RAM;
+    /// returns how many.
+    fn fill(&self, from: &[PageData], page: PageNo) -> usize {
+        let Some(ram) = self.ram_for(from.len()) else {
+            return 0;
+        };
+        let most = match ram {
+            Ram::Charged(pages) => pages,
+            Ram::Warm(_) => 1,
+        };
+        let (progress, unused) = self.install(&from[..most], page, ram, Tracking::Off);
+        if let Some(ram) = unused {
+            self.give_back(ram);
+        }
+        // A page that is there although its entry says otherwise was mapped behind our back; what the
+        // program sees is what counts.
+        if progress.pages == 0 && progress.stop == Some(Stop::Present) {
+            self.pool.charge_existing(1, self.stats());
+            return 1;
+        }
+        progress.pages
+    }
+
     /// Maps bytes that were read out of `page` again. They are nowhere else: it does not give up.
     pub(crate) fn map_bytes(&self, page: PageNo, data: &PageData) {
         let from = std::slice::from_ref(data);

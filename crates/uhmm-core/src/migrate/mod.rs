@@ -38,24 +38,29 @@
 //! [`pages`]: Migration::pages
 //! [`finalize`]: Migration::finalize
 
+mod buffers;
 mod collect;
 mod copy;
 mod finalize;
 
 use crate::addr::{DeviceAddr, PageData, PageNo};
 use crate::claims::Single;
-use crate::device::{Fence, Owner};
+use crate::device::Owner;
 use crate::entry::State;
 use crate::frames::Frame;
 use crate::gate::Pass;
+use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
-use crate::pagemap::{AllocError, Held, MAX_ORDER};
+use crate::pagemap::{AllocError, Held, MAX_ORDER, Started};
 use crate::space::Space;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::BitOr;
 
+pub(crate) use buffers::Buffers;
 pub use collect::MigrateVma;
+
+use buffers::Buffer;
 
 /// Which kinds of pages a migration selects (R6), as `MIGRATE_VMA_SELECT_*` in Linux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +141,8 @@ pub enum MigrateError {
     DoesNotMigrate,
     /// The page is in use by others, or in flight, or there is no room for it in RAM.
     Busy,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
 }
 
 impl fmt::Display for MigrateError {
@@ -145,6 +152,7 @@ impl fmt::Display for MigrateError {
             Self::NoSuchPage => "the space has no such device, or the device no such page",
             Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
             Self::Busy => "the page is held by others, or there is no RAM for it; try again",
+            Self::Forking => "the process is forking; try again",
         })
     }
 }
@@ -224,8 +232,8 @@ struct Hands<'a, M: Mmu> {
     /// Blocks of the pool that frames were taken into.
     blocks: Vec<u32>,
     /// Bytes on their way to RAM, or from one device to another.
-    buffers: Vec<Box<[PageData]>>,
-    fences: Vec<Box<dyn Fence>>,
+    buffers: Vec<Buffer>,
+    fences: Vec<Started>,
     done: Migrated,
     _pass: Pass<'a, M>,
 }
@@ -282,6 +290,10 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     /// [`AllocError`] when not one page could be had; nothing is lost, and another device may do.
     pub fn allocate(&mut self, device: u8) -> Result<usize, AllocError> {
         let space = self.hands.space;
+        let memory = space.memory_type(device);
+        if !memory.ok_or(AllocError::NoSuchDevice)?.migrates() {
+            return Err(AllocError::DoesNotMigrate);
+        }
         let wants = |item: &Item<'_, M>| item.migrate && item.to.is_none();
         let (mut next, mut given) = (0, 0);
         while next < self.hands.items.len() {
@@ -294,6 +306,7 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
             let len = rest
                 .iter()
                 .enumerate()
+                .take(1 << MAX_ORDER)
                 .take_while(|(i, item)| wants(item) && item.claimed.page() == start.plus(*i))
                 .count();
             let fits = len.ilog2().min(start.0.trailing_zeros()).min(MAX_ORDER);
@@ -322,7 +335,11 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     /// Makes RAM the destination of all pages that have none, and are not there.
     pub fn to_system(&mut self) {
         for item in &mut self.hands.items {
-            let away = matches!(item.origin, Origin::Device { .. } | Origin::Bytes { .. });
+            let away = match item.origin {
+                Origin::Device { .. } => true,
+                Origin::Bytes { charged, .. } => !charged,
+                Origin::Hole | Origin::Frame(_) => false,
+            };
             if item.migrate && item.to.is_none() && away {
                 item.to = Some(Destination::System);
             }
@@ -331,8 +348,13 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
 
     /// Makes a page that the caller was given by [`Space::alloc_device_pages`] the destination of
     /// `page`. The migration has it from then on, and frees it if it is not needed. `false`: `page` is
-    /// not in the migration, or has a destination; then `to` is freed.
+    /// not in the migration, or has a destination, or `to` is more than a page, of a type that does
+    /// not migrate, or another space's; then `to` is freed.
     pub fn set_destination(&mut self, page: PageNo, to: crate::DevicePages<'a, M>) -> bool {
+        let memory = self.hands.space.memory_type(to.first().device);
+        if !to.is_of(self.hands.space) || !memory.is_some_and(MemoryType::migrates) {
+            return false;
+        }
         let items = self.hands.items.iter_mut();
         let mut fitting = items.filter(|item| item.claimed.page() == page && item.to.is_none());
         match (fitting.next(), to.order()) {

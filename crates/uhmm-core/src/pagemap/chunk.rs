@@ -4,7 +4,7 @@
 //!
 //! | reference count (bits 0..16) | owner (16..62) | meaning |
 //! | --- | --- | --- |
-//! | 0 | 0 | free (or never used) |
+//! | 0 | 0 | free (or never used), or retired: *bad* |
 //! | 0 | other | dead, in the graveyard: `next + 1` of the list of dead pages |
 //! | 1 | a page of the space | held by that page's entry |
 //! | 1 | `NOBODY` | held by who allocated it: a migration, or a driver |
@@ -17,16 +17,21 @@
 //!
 //! | phase | pages | edge |
 //! | --- | --- | --- |
+//! | released | there are none | `begin_adding` |
+//! | changing | there are none: the driver is being told | `end_adding` |
 //! | alive | are handed out | `kill` |
-//! | dying | come back only | `release`, once no page is in use (R2) |
-//! | released | there are none | `revive` |
+//! | dying | come back only | `begin_release`, once no page is in use (R2) |
+//! | changing | there are none: the driver is being told | `end_release` |
+//!
+//! A new chunk begins as one that was released. Who takes it out of that phase, or out of dying, is
+//! the only one to tell the driver; until the driver knows, nobody is given a page.
 //!
 //! `references` counts the pages in use, and one for the chunk itself while it is alive.
 
 use super::buddy::Buddy;
 use crate::addr::{DevicePage, PageNo};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
 
 const COUNT: u64 = 0xffff;
 const OWNER_SHIFT: u32 = 16;
@@ -39,6 +44,7 @@ const STORED: u64 = 1 << 63;
 const ALIVE: u8 = 0;
 const DYING: u8 = 1;
 const RELEASED: u8 = 2;
+const CHANGING: u8 = 3;
 
 /// What became of a page whose last reference went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +61,12 @@ pub(crate) struct DevPagemap<T> {
     free: Buddy<T>,
     references: AtomicUsize,
     phase: AtomicU8,
+    /// Whether it has ever been alive.
+    begun: AtomicBool,
 }
 
 impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
-    /// A chunk of `len` pages from `first` on, all free; `None` when `table` has no room.
+    /// A chunk of `len` pages from `first` on, released; `None` when `table` has no room.
     pub(super) fn new(
         first: DevicePage,
         len: usize,
@@ -69,8 +77,9 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
             len,
             words: table(len)?,
             free: Buddy::new(table(Buddy::<T>::words(len))?, len),
-            references: AtomicUsize::new(1),
-            phase: AtomicU8::new(ALIVE),
+            references: AtomicUsize::new(0),
+            phase: AtomicU8::new(RELEASED),
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -160,6 +169,11 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
         self.change(page, |word| word | BAD);
     }
 
+    /// Whether the memory of `page` has failed.
+    pub(super) fn is_bad(&self, page: DevicePage) -> bool {
+        self.word(page).load(Acquire) & BAD != 0
+    }
+
     /// Takes a reference on `page` unless it is free.
     pub(super) fn get(&self, page: DevicePage) -> bool {
         let up = |word: u64| (word & COUNT != 0 && word & COUNT != COUNT).then(|| word + 1);
@@ -199,9 +213,10 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
         ((word & OWNER) >> OWNER_SHIFT, dead)
     }
 
-    /// A dead page is free again. The driver knows already.
+    /// A dead page is free again, or retired. The driver knows already.
     pub(super) fn end(&self, page: DevicePage, dead: Dead) {
-        self.word(page).store(0, Release);
+        let word = if dead.bad { BAD } else { 0 };
+        self.word(page).store(word, Release);
         if !dead.bad {
             self.free.give((page.0 - self.first.0) as usize, 0);
         }
@@ -221,23 +236,45 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
         killed
     }
 
-    /// Ends a dying chunk none of whose pages is in use. `true` for the one call that did it.
-    pub(super) fn release(&self) -> bool {
-        self.references.load(SeqCst) == 0
-            && self
-                .phase
-                .compare_exchange(DYING, RELEASED, SeqCst, SeqCst)
-                .is_ok()
+    fn begin_change(&self, from: u8) -> bool {
+        self.phase
+            .compare_exchange(from, CHANGING, SeqCst, SeqCst)
+            .is_ok()
     }
 
-    /// Begins a released chunk anew.
-    pub(super) fn revive(&self) -> bool {
-        let dead = self.phase.load(SeqCst) == RELEASED;
-        if dead {
-            self.references.fetch_add(1, SeqCst);
-            self.phase.store(ALIVE, SeqCst);
+    /// Begins the end of a dying chunk none of whose pages is in use. `true` for the one caller that
+    /// tells the driver, and then calls [`DevPagemap::end_release`].
+    pub(super) fn begin_release(&self) -> bool {
+        // Counted only now: nobody else ends this phase, and nobody is given a page in it.
+        if !self.begin_change(DYING) {
+            return false;
         }
-        dead
+        let unused = self.references.load(SeqCst) == 0;
+        if !unused {
+            self.phase.store(DYING, SeqCst);
+        }
+        unused
+    }
+
+    /// The driver knows that the chunk is gone.
+    pub(super) fn end_release(&self) {
+        self.phase.store(RELEASED, SeqCst);
+    }
+
+    /// Begins the life of a chunk that is released. `true` for the one caller that tells the driver,
+    /// and then calls [`DevPagemap::end_adding`].
+    pub(super) fn begin_adding(&self) -> bool {
+        self.begin_change(RELEASED)
+    }
+
+    /// The driver has added the chunk, or has not.
+    pub(super) fn end_adding(&self, added: bool) {
+        if added {
+            self.begun.store(true, Release);
+            self.references.fetch_add(1, SeqCst);
+        }
+        let phase = if added { ALIVE } else { RELEASED };
+        self.phase.store(phase, SeqCst);
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -246,6 +283,17 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
 
     pub(crate) fn is_released(&self) -> bool {
         self.phase.load(SeqCst) == RELEASED
+    }
+
+    /// Whether the driver has never had memory for the chunk: one that it has removed comes back only
+    /// by its will.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_released() && !self.begun.load(Acquire)
+    }
+
+    /// Whether the driver is being told that the chunk comes, or goes.
+    pub(super) fn is_changing(&self) -> bool {
+        self.phase.load(SeqCst) == CHANGING
     }
 
     /// References on the pagemap: pages in use, and one while it is alive. Zero: it may go (R2).

@@ -2,7 +2,9 @@
 //! further.
 
 use crate::addr::{DevicePage, PageData};
-use crate::device::{CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo, Fence};
+use crate::device::{
+    CopyFailed, CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo, Fence,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -52,14 +54,14 @@ impl Driver {
             .unwrap_or(Err(CopyInError::Dead))
     }
 
-    pub(crate) fn copy_in_batch(&self, copies: &mut [CopyIn<'_>]) -> Option<Box<dyn Fence>> {
+    pub(crate) fn copy_in_batch(&self, copies: &mut [CopyIn<'_>]) -> Option<Started> {
         let fence = self.guarded(|device| device.copy_in_batch(copies));
         if fence.is_none() {
             for copy in copies {
                 copy.result = Err(CopyInError::Dead);
             }
         }
-        fence?.map(|inner| Box::new(Guarded(inner)) as Box<dyn Fence>)
+        fence.flatten().map(Started)
     }
 
     /// Copies out, and asks again a few times.
@@ -78,7 +80,7 @@ impl Driver {
         Err(last)
     }
 
-    pub(crate) fn copy_out_batch(&self, copies: &mut [CopyOut<'_>]) -> Option<Box<dyn Fence>> {
+    pub(crate) fn copy_out_batch(&self, copies: &mut [CopyOut<'_>]) -> Option<Started> {
         let fence = self.guarded(|device| device.copy_out_batch(copies));
         if fence.is_none() {
             for copy in copies {
@@ -86,7 +88,7 @@ impl Driver {
                 copy.result = Err(CopyOutError::Retry);
             }
         }
-        fence?.map(|inner| Box::new(Guarded(inner)) as Box<dyn Fence>)
+        fence.flatten().map(Started)
     }
 
     pub(crate) fn free(&self, page: DevicePage) {
@@ -110,11 +112,12 @@ impl Driver {
     }
 }
 
-/// A fence whose panic is a failure.
-struct Guarded(Box<dyn Fence>);
+/// Copies that a device has started.
+pub(crate) struct Started(Box<dyn Fence>);
 
-impl Fence for Guarded {
-    fn wait(&mut self) -> Result<(), crate::device::CopyFailed> {
-        catch_unwind(AssertUnwindSafe(|| self.0.wait())).unwrap_or(Err(crate::device::CopyFailed))
+impl Started {
+    /// Waits for their end; a panic is a failure.
+    pub(crate) fn wait(mut self) -> Result<(), CopyFailed> {
+        catch_unwind(AssertUnwindSafe(|| self.0.wait())).unwrap_or(Err(CopyFailed))
     }
 }

@@ -28,6 +28,7 @@ use crate::memory_type::MemoryType;
 use crate::stats::DeviceStats;
 pub(crate) use buddy::MAX_ORDER;
 use driver::Driver;
+pub(crate) use driver::Started;
 use std::ops::Deref;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*, fence};
@@ -46,6 +47,8 @@ pub(crate) struct DeviceMemory<T> {
     dying: AtomicBool,
     /// Nothing comes until the device is resumed.
     suspended: AtomicBool,
+    /// How many callers are emptying it, or a part of it.
+    emptying: AtomicUsize,
     /// The first dead page's number plus one, or zero.
     graveyard: AtomicU64,
 }
@@ -68,6 +71,7 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
             cursor: AtomicUsize::new(0),
             dying: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
+            emptying: AtomicUsize::new(0),
             graveyard: AtomicU64::new(0),
         };
         match memory.add_chunk(0, table) {
@@ -129,37 +133,28 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
         }
         let first = DevicePage((index * self.chunk_pages()) as u32);
         let len = self.chunk_pages().min(self.capacity - first.0 as usize);
-        if let Some(chunk) = slot.get() {
-            if !chunk.is_released() {
-                return Err(AddChunkError::AlreadyThere);
+        let chunk = match slot.get() {
+            Some(chunk) => chunk,
+            None => {
+                let chunk = DevPagemap::new(first, len, table);
+                let chunk = chunk.ok_or(AddChunkError::NoAddressSpace)?;
+                slot.get_or_init(|| chunk)
             }
-            if !self.driver.add_chunk(first, len as u32) {
-                return Err(AddChunkError::Refused);
-            }
-            return chunk
-                .revive()
-                .then_some(chunk)
-                .ok_or(AddChunkError::AlreadyThere);
-        }
-        let chunk = DevPagemap::new(first, len, table).ok_or(AddChunkError::NoAddressSpace)?;
-        let mut mine = false;
-        let chunk = slot.get_or_init(|| {
-            mine = true;
-            chunk
-        });
-        if !mine {
+        };
+        if !chunk.begin_adding() {
             return Err(AddChunkError::AlreadyThere);
         }
-        // Either `kill` finds this chunk, or it is found dying here.
+        let added = self.driver.add_chunk(first, len as u32);
+        chunk.end_adding(added);
+        if !added {
+            return Err(AddChunkError::Refused);
+        }
+        // Either `kill` finds this chunk alive, or it is found dying here.
         fence(SeqCst);
         if self.is_dying() {
             chunk.kill();
+            self.release(chunk, || ());
             return Err(AddChunkError::Removed);
-        }
-        if !self.driver.add_chunk(first, len as u32) {
-            chunk.kill();
-            chunk.release();
-            return Err(AddChunkError::Refused);
         }
         Ok(chunk)
     }
@@ -178,36 +173,68 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
         if self.suspended.load(SeqCst) {
             return Err(AllocError::Suspended);
         }
-        let start = self.cursor.load(Relaxed);
-        let len = self.chunks.len();
-        let found = (0..len)
-            .map(|step| (start + step) % len)
-            .find_map(|index| Some((index, self.chunk(index)?.alloc(order)?)));
-        let page = match found {
-            Some((index, page)) => {
-                self.cursor.store(index, Relaxed);
-                page
-            }
-            None => {
-                let index = self.chunks.iter().position(|slot| slot.get().is_none());
-                let chunk = index.and_then(|index| self.add_chunk(index, table).ok());
-                chunk
-                    .and_then(|chunk| chunk.alloc(order))
-                    .ok_or(AllocError::Full)?
+        let page = loop {
+            match self.alloc_in_chunks(order) {
+                Some(page) => break page,
+                None => self.grow(stats, table)?,
             }
         };
         stats.pages_peak.raise(stats.pages.add(1 << order));
+        // Either who suspends the device finds the pages in use, or it is found suspended here.
+        fence(SeqCst);
+        if self.suspended.load(SeqCst) {
+            (0..1 << order).for_each(|i| self.put(page.plus(i), stats));
+            return Err(AllocError::Suspended);
+        }
         Ok(page)
+    }
+
+    fn alloc_in_chunks(&self, order: u32) -> Option<DevicePage> {
+        let start = self.cursor.load(Relaxed);
+        let len = self.chunks.len();
+        let mut indices = (0..len).map(|step| (start + step) % len);
+        let (index, page) =
+            indices.find_map(|index| Some((index, self.chunk(index)?.alloc(order)?)))?;
+        self.cursor.store(index, Relaxed);
+        Some(page)
+    }
+
+    /// Frees what is buried, or adds the next chunk, or waits while somebody else is at one.
+    fn grow(
+        &self,
+        stats: &DeviceStats,
+        table: &dyn Fn(usize) -> Option<T>,
+    ) -> Result<(), AllocError> {
+        if self.free_buried(stats) > 0 {
+            return Ok(());
+        }
+        if self.chunks().any(DevPagemap::is_changing) {
+            std::thread::yield_now();
+            return Ok(());
+        }
+        let is_new = |slot: &OnceLock<DevPagemap<T>>| slot.get().is_none_or(DevPagemap::is_new);
+        let next = self.chunks.iter().position(is_new);
+        match self.add_chunk(next.ok_or(AllocError::Full)?, table) {
+            Ok(_) | Err(AddChunkError::AlreadyThere) => Ok(()),
+            Err(AddChunkError::Removed) => Err(AllocError::Removed),
+            Err(_) => Err(AllocError::Full),
+        }
     }
 
     /// Hands out just `page`.
     pub(crate) fn alloc_at(&self, page: DevicePage, stats: &DeviceStats) -> bool {
         let chunk = self.chunk(self.chunk_of(page));
-        let taken = !self.is_dying() && chunk.is_some_and(|chunk| chunk.alloc_at(page));
-        if taken {
-            stats.pages_peak.raise(stats.pages.add(1));
+        if !self.is_open() || !chunk.is_some_and(|chunk| chunk.alloc_at(page)) {
+            return false;
         }
-        taken
+        stats.pages_peak.raise(stats.pages.add(1));
+        // As in `alloc`.
+        fence(SeqCst);
+        if self.suspended.load(SeqCst) {
+            self.put(page, stats);
+            return false;
+        }
+        true
     }
 
     /// Brings the counters of stored bytes up to date.
@@ -250,6 +277,11 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
     /// The memory of `page`, which is in use, has failed: it is not used again once it is free.
     pub(crate) fn set_bad(&self, page: DevicePage) {
         self.at(page).set_bad(page);
+    }
+
+    /// Whether the memory of `page` has failed.
+    pub(crate) fn is_bad(&self, page: DevicePage) -> bool {
+        self.at(page).is_bad(page)
     }
 
     /// Takes a reference on `page` unless it is free.
@@ -335,12 +367,29 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
 
     /// No page is handed out until `resume`. Returns whether that is new.
     pub(crate) fn set_suspended(&self, suspended: bool) -> bool {
-        self.suspended.swap(suspended, SeqCst) != suspended
+        let new = self.suspended.swap(suspended, SeqCst) != suspended;
+        fence(SeqCst);
+        new
+    }
+
+    /// Until the answer is dropped, reclaim prefers other devices.
+    pub(crate) fn begin_emptying(&self) -> Emptying<'_> {
+        self.emptying.fetch_add(1, Relaxed);
+        Emptying(&self.emptying)
+    }
+
+    pub(crate) fn is_being_emptied(&self) -> bool {
+        self.emptying.load(Relaxed) > 0
     }
 
     /// Whether pages can be handed out.
     pub(crate) fn is_open(&self) -> bool {
         !self.is_dying() && !self.suspended.load(SeqCst)
+    }
+
+    /// Whether `page`, which is in use, may stay: whether its chunk can still be given pages.
+    pub(crate) fn keeps(&self, page: DevicePage) -> bool {
+        self.is_open() && self.at(page).is_alive()
     }
 
     /// A copy has shown that the device has failed for good.
@@ -350,10 +399,13 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
         }
     }
 
-    /// Ends `chunk`, which was killed, if none of its pages is in use, and tells the driver.
-    pub(crate) fn release(&self, chunk: &DevPagemap<T>) -> bool {
-        if chunk.release() {
+    /// Ends `chunk`, which was killed, if none of its pages is in use, and tells the driver, once
+    /// `give_back` has given its memory back to the machine.
+    pub(crate) fn release(&self, chunk: &DevPagemap<T>, give_back: impl FnOnce()) -> bool {
+        if chunk.begin_release() {
+            give_back();
             self.driver.remove_chunk(chunk.first(), chunk.len() as u32);
+            chunk.end_release();
         }
         chunk.is_released()
     }
@@ -371,6 +423,15 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
     }
 }
 
+/// See [`DeviceMemory::begin_emptying`].
+pub(crate) struct Emptying<'a>(&'a AtomicUsize);
+
+impl Drop for Emptying<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Why a device has no page to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocError {
@@ -382,6 +443,12 @@ pub enum AllocError {
     Suspended,
     /// The space has no such device.
     NoSuchDevice,
+    /// The device has no such page.
+    NoSuchPage,
+    /// Pages of the device's type of memory do not migrate.
+    DoesNotMigrate,
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
 }
 
 impl std::fmt::Display for AllocError {
@@ -391,6 +458,9 @@ impl std::fmt::Display for AllocError {
             Self::Removed => "the device was removed",
             Self::Suspended => "the device is suspended: resume it first",
             Self::NoSuchDevice => "the space has no such device",
+            Self::NoSuchPage => "the device has no such page",
+            Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
+            Self::Forking => "the process is forking; try again",
         })
     }
 }
@@ -410,6 +480,8 @@ pub enum AddChunkError {
     Refused,
     /// No address space for its table.
     NoAddressSpace,
+    /// The process is forking.
+    Forking,
 }
 
 impl std::fmt::Display for AddChunkError {
@@ -420,6 +492,7 @@ impl std::fmt::Display for AddChunkError {
             Self::Removed => "the device was removed",
             Self::Refused => "the driver has no memory for another chunk",
             Self::NoAddressSpace => "no address space for the chunk's table (ulimit -v unlimited)",
+            Self::Forking => "the process is forking; try again",
         })
     }
 }

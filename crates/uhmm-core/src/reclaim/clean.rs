@@ -16,6 +16,17 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Pages in limbo that are claimed, with their frames.
 type Batch<'a, M> = ArrayVec<(Single<'a, M>, Frame), BLOCK>;
 
+/// What an attempt to clean a block came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cleaned {
+    /// There was nothing to store, or others had it in their hands.
+    Nothing,
+    /// Not one page found room on a device.
+    NoRoom,
+    /// Pages were stored, or the block is done with.
+    Some,
+}
+
 /// Blocks with pages in limbo, the oldest first.
 pub(super) struct Queue {
     pub(super) blocks: VecDeque<u32>,
@@ -34,13 +45,12 @@ impl Queue {
 }
 
 impl<M: Mmu> Space<M> {
-    /// Stores what can be stored of the block that has been in limbo longest; returns whether any
-    /// page was, or the block was done with.
-    pub(super) fn clean_block(&self) -> bool {
+    /// Stores what can be stored of the block that has been in limbo longest.
+    pub(super) fn clean_block(&self) -> Cleaned {
         let Some(block) = self.reclaim.queue.lock().blocks.pop_front() else {
-            return false;
+            return Cleaned::Nothing;
         };
-        let stored = self.clean_pages(block);
+        let cleaned = self.clean_pages(block);
         self.pool.shed(block, self.stats(), |slot, len| {
             self.mmu.drop_frames(slot, len)
         });
@@ -48,24 +58,32 @@ impl<M: Mmu> Space<M> {
         if self.pool.in_limbo(block) != 0 {
             // Some page found no room, or was in a fault's hands just now.
             queue.blocks.push_back(block);
-            return stored;
+            return cleaned;
         }
         self.reclaim.limbo_slots.fetch_sub(BLOCK, Relaxed);
         queue.busy[block as usize] = false;
         self.pool.reconsider(block);
-        true
+        Cleaned::Some
+    }
+
+    /// The devices to store pages on, in order: those that are being emptied come last.
+    fn takers(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
+        // Only its driver puts pages into memory that the CPU maps (R13).
+        let takes = |memory: &DeviceMemory<M::Table>| {
+            memory.memory_type() == MemoryType::Private && memory.is_open()
+        };
+        [false, true].into_iter().flat_map(move |emptying| {
+            let devices = self.devices();
+            devices
+                .filter(move |(_, memory)| takes(memory) && memory.is_being_emptied() == emptying)
+        })
     }
 
     /// Copy, install, finalize: what is in limbo in `block`, to the first devices that have room.
-    /// Returns whether any page was stored.
-    fn clean_pages(&self, block: u32) -> bool {
-        let mut stored = false;
+    fn clean_pages(&self, block: u32) -> Cleaned {
+        let mut cleaned = Cleaned::Nothing;
         let mut bits = self.pool.in_limbo(block);
-        for (device, memory) in self.devices() {
-            // Only its driver puts pages into memory that the CPU maps (R13).
-            if memory.memory_type() != MemoryType::Private || !memory.is_open() {
-                continue;
-            }
+        for (device, memory) in self.takers() {
             // A touch of a page waits for the whole batch: a device that copies pages one by one gets
             // them one by one.
             let most = usize::from(memory.info().batch_pages).clamp(1, BLOCK);
@@ -73,8 +91,11 @@ impl<M: Mmu> Space<M> {
             while left != 0 {
                 let batch = self.claim_limbo_batch(block, &mut left, most);
                 let (kept, full) = self.clean_batch(device, batch);
-                stored |= kept > 0;
+                if kept > 0 {
+                    cleaned = Cleaned::Some;
+                }
                 if full {
+                    cleaned = cleaned.max(Cleaned::NoRoom);
                     break;
                 }
             }
@@ -83,7 +104,7 @@ impl<M: Mmu> Space<M> {
                 break;
             }
         }
-        stored
+        cleaned
     }
 
     /// Claims up to `most` pages in limbo among the slots `left` of `block`, and takes those that were
@@ -127,10 +148,7 @@ impl<M: Mmu> Space<M> {
 
     /// Stores one page on the first device that takes it, for the entry of `owner`.
     pub(super) fn store_anywhere(&self, owner: PageNo, data: &PageData) -> Option<DeviceAddr> {
-        let private = |&(_, memory): &(u8, &DeviceMemory<M::Table>)| {
-            memory.memory_type() == MemoryType::Private && memory.is_open()
-        };
-        let stored = self.devices().filter(private).find_map(|(device, memory)| {
+        let stored = self.takers().find_map(|(device, memory)| {
             let page = self.store(device, &[data]).pop()?.ok()?;
             memory.set_owner(page, owner);
             Some(DeviceAddr { device, page })

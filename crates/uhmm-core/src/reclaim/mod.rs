@@ -6,8 +6,8 @@
 //! - *unmap*: a clock hand goes over the mapped pages in address order. A referenced page is spared
 //!   once. Runs of others are moved out, into a block of the frame pool, until the block is full;
 //!   the pages are in limbo.
-//! - *clean*: the block that has been in limbo longest is copied to a device, page by page, and its
-//!   frames are given back with one call. What was touched meanwhile has gone back, referenced:
+//! - *clean*: the block that has been in limbo longest is copied to a device, in batches of what the
+//!   device copies at once, and its frames are given back with one call. What was touched meanwhile has gone back, referenced:
 //!   limbo is the second chance, and the only thing here that learns what is hot.
 //!
 //! Who does which matters for speed. Every move interrupts each other CPU that runs the program, to
@@ -19,7 +19,7 @@
 //!
 //! The `Hand` is taken by `try_lock` only: who does not get it leaves the unmapping to who has it.
 //! The `Queue` is locked for a push or a pop. A block belongs to the hand, then to the queue, then
-//! to the reclaimer that popped it, and is marked busy all that time: its slots may empty meanwhile,
+//! to the reclaimer that popped it (or to one migration from beginning to end), and is marked busy all that time: its slots may empty meanwhile,
 //! but it is not used again before its pages have been looked at.
 //!
 //! A fault that finds no RAM waits for the reclaimer (outside the gate, nothing claimed). When that
@@ -36,7 +36,7 @@ use crate::frames::{BLOCK, slots_for};
 use crate::lock::Lock;
 use crate::mmu::Mmu;
 use crate::space::Space;
-use clean::Queue;
+use clean::{Cleaned, Queue};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 use unmap::Hand;
@@ -177,6 +177,11 @@ impl<M: Mmu> Space<M> {
         }
     }
 
+    /// Lets a little time pass, for who waits for others to let go.
+    pub(crate) fn nap(&self) {
+        self.mmu.wait(&AtomicU64::new(0), 0, PAUSE);
+    }
+
     fn wake_ram_waiters(&self) {
         if self.reclaim.pressure.waiters.load(SeqCst) > 0 && self.pool.available() > 0 {
             self.reclaim.pressure.freed.fetch_add(1, SeqCst);
@@ -194,15 +199,18 @@ impl<M: Mmu> Space<M> {
             return Step::Idle;
         }
         let limbo = self.reclaim.limbo_slots.load(Relaxed);
-        if self.clean_block() {
+        let cleaned = self.clean_block();
+        if cleaned == Cleaned::Some {
             // Handlers unmap ahead of their faults; where none does, this keeps limbo from drying up.
             if limbo < 2 * BLOCK {
                 self.unmap_block(scratch);
             }
             return Step::Cleaned;
         }
-        let unmapped = self.reclaim.wants_limbo() && self.unmap_block(scratch);
-        if unmapped && limbo == 0 || self.shed_duplicates() {
+        let wants_limbo = self.reclaim.wants_limbo();
+        let unmapped = wants_limbo.then(|| self.unmap_block(scratch)).flatten();
+        let no_room = cleaned == Cleaned::NoRoom || unmapped == Some(false);
+        if unmapped == Some(true) && limbo == 0 || no_room && self.shed_duplicates() {
             Step::Unmapped
         } else {
             Step::Stuck
@@ -217,11 +225,11 @@ impl<M: Mmu> Space<M> {
         };
         // Twice: the first round of the hand takes the second chances away.
         for _ in 0..2 {
-            while self.unmap_block(scratch) {
-                while !self.reclaim.wants_limbo() && self.clean_block() {}
+            while self.unmap_block(scratch) == Some(true) {
+                while !self.reclaim.wants_limbo() && self.clean_block() == Cleaned::Some {}
             }
         }
-        while self.clean_block() {}
+        while self.clean_block() == Cleaned::Some {}
         self.pool.charged()
     }
 

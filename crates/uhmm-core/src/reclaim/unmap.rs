@@ -64,11 +64,9 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Unmaps up to a block of pages, and leaves the block to be cleaned even if it is not full.
-    /// `false`: there was nothing to unmap, or somebody else is at it.
-    pub(super) fn unmap_block(&self, scratch: &mut Scratch) -> bool {
-        let Some(mut hand) = self.reclaim.hand.try_lock() else {
-            return false;
-        };
+    /// `false`: there was nothing that could be unmapped. `None`: somebody else is at it.
+    pub(super) fn unmap_block(&self, scratch: &mut Scratch) -> Option<bool> {
+        let mut hand = self.reclaim.hand.try_lock()?;
         let effort = Effort {
             pages: BLOCK,
             look: 1 << 15,
@@ -79,7 +77,7 @@ impl<M: Mmu> Space<M> {
         if some {
             self.queue_block(&mut hand);
         }
-        some || done.pages > 0 || done.more
+        Some(some || done.pages > 0 || done.more)
     }
 
     /// Gives the hand's block to the queue.
@@ -211,6 +209,16 @@ impl<M: Mmu> Space<M> {
     ///
     /// They are moved out, not dropped, because the kernel then refuses what is pinned (R7).
     fn unmap_clean(&self, hand: &mut Hand, block: u32, mut run: Run<'_, M>) -> usize {
+        let kept = |&i: &usize| run.was(i).device_page().is_some_and(|at| self.keeps(at));
+        let kept = (0..run.pages().len).take_while(kept).count();
+        if kept == 0
+            && let Some(odd) = run.pop()
+        {
+            // The device has failed, or pages are to leave it: nothing goes there, this neither (R9).
+            self.give_duplicate_up(odd);
+            return 0;
+        }
+        run.truncate(kept);
         let pages = run.pages();
         hand.at = pages.end().max(hand.at);
         let first = first_slot(block).plus(hand.filled);

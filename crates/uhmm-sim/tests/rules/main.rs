@@ -2,13 +2,24 @@
 //! them, with the mutation of the core that each test was seen to catch.
 
 mod allocations;
+mod chunks;
+mod coherent;
 mod devices;
+mod duplicates;
+mod failure;
 mod faults;
 mod fork;
+mod holds;
 mod hook;
 mod lifetimes;
+mod migrate_device;
+mod migrate_vma;
 mod migration;
 mod pressure;
 mod random;
 mod ranges;
+mod rig;
+mod types;
+mod usage;
+mod walks;
 mod world;

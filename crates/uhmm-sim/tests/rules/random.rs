@@ -1,18 +1,22 @@
 //! Everything at once, at random, against the oracle: threads that touch, discard, move, protect and
-//! pin pages, a fork now and then, failures at any call, and a device that goes away.
+//! pin pages, migrations by request between all kinds of devices, whose chunks come and go, a fork now
+//! and then, failures at any call, and a device that goes away.
 //!
 //! `UHMM_SIM_SEEDS` is how many seeds are run. A failing one is named, and brings the same touches
 //! and failures back; the schedule of the threads is the machine's.
 
 use crate::hook::HookedMmu;
+use crate::rig::{Recorder, small};
 use crate::world::{BASE, BUDGET, Shared, SimSpace, or_abort, space, touch, with_reclaimer};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
-use uhmm_core::addr::{PageData, PageNo, PageRange};
+use uhmm_core::addr::{DevicePage, PageData, PageNo, PageRange};
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::memory_type::MemoryType;
+use uhmm_core::migrate::{MigrateVma, Select};
 use uhmm_lz4::Lz4Device;
 use uhmm_mirror::MirrorDevice;
 use uhmm_sim::Fault;
@@ -26,6 +30,10 @@ const CHUNKS: usize = 24;
 const CHUNK: usize = 8;
 const PAGES: usize = MIXED + THREADS * (CHUNKS + 1) * CHUNK;
 const STEPS: usize = 6_000;
+
+/// The devices whose memory comes and goes.
+const PRIVATE: u8 = 2;
+const COHERENT: u8 = 3;
 
 /// Runs `part` of the run with this seed, which is named if it panics.
 fn named(seed: u64, part: impl FnOnce()) {
@@ -200,11 +208,17 @@ fn run(seed: u64, one_in: u64) {
     // The first device is soon full.
     let lz4 = Arc::new(FlakyDevice::new(Lz4Device::new(1 << 20)));
     let mirror = Arc::new(FlakyDevice::new(MirrorDevice::new(PAGES as u64 * 4096)));
+    // These come and go. The private one has a copy engine in every other run.
+    let private = Recorder::new(small(MemoryType::Private, 3).batch_pages(8));
+    private.set_fences(seed % 2 == 1);
+    let coherent = Recorder::new(small(MemoryType::Coherent, 3));
     let space = space(
         PAGES,
         vec![
             Box::new(Shared(lz4.clone())),
             Box::new(Shared(mirror.clone())),
+            private.boxed(),
+            coherent.boxed(),
         ],
     );
     if one_in > 0 {
@@ -229,6 +243,7 @@ fn run(seed: u64, one_in: u64) {
                 })
                 .collect();
             scope.spawn(|| or_abort(|| disturb(&space, seed, &done)));
+            scope.spawn(|| or_abort(|| migrate(&space, seed, &done)));
             programs
                 .into_iter()
                 .for_each(|thread| thread.join().unwrap());
@@ -236,10 +251,17 @@ fn run(seed: u64, one_in: u64) {
         });
         space.mmu().heal();
         let mut scratch = Scratch::default();
-        space
-            .remove_device(0, Duration::from_secs(60), &mut scratch)
-            .expect("the other device has room");
+        for device in [0, PRIVATE, COHERENT] {
+            space
+                .remove_device(device, Duration::from_secs(60), &mut scratch)
+                .expect("the mirror has room");
+        }
         assert_eq!(lz4.stored(), []);
+        assert_eq!((private.stored(), private.chunks()), (0, vec![]));
+        assert_eq!(
+            (space.mmu().arena_resident(), coherent.chunks()),
+            (0, vec![])
+        );
         for page in 0..MIXED {
             touch(&space, page, Access::Read, |mmu, at| {
                 oracle.check(page, &mmu.touch_read(at)?);
@@ -275,6 +297,70 @@ fn disturb(space: &SimSpace, seed: u64, done: &AtomicBool) {
             )),
             _ => thread::sleep(Duration::from_micros(rng.below(2_000))),
         }
+    }
+}
+
+/// Pages go to devices and come back by request, and the devices' memory comes and goes.
+fn migrate(space: &SimSpace, seed: u64, done: &AtomicBool) {
+    let mut rng = Rng::new(seed ^ 0x316a);
+    let mut scratch = Scratch::default();
+    let soon = Duration::from_millis(2);
+    while !done.load(SeqCst) {
+        let device = rng.pick(&[PRIVATE, COHERENT]);
+        let chunk = rng.below(3) as usize;
+        match rng.below(40) {
+            0 => drop(space.evict_chunk(device, chunk, soon, &mut scratch)),
+            1 => drop(space.remove_chunk(device, chunk, soon, &mut scratch)),
+            2..4 => drop(space.add_chunk(device, chunk)),
+            4 => {
+                let _ = space.suspend_device(device, soon, &mut scratch);
+                space.resume_device(device);
+            }
+            5 => {
+                let first = DevicePage(rng.below(1000) as u32);
+                let migration = space.migrate_device_range(device, first, 64);
+                if let Ok(mut migration) = migration {
+                    migration.to_system();
+                    migration.copy().pages().finalize();
+                }
+            }
+            6..20 => migrate_some(space, &mut rng, device),
+            _ => thread::sleep(Duration::from_micros(rng.below(1_000))),
+        }
+    }
+    for device in [PRIVATE, COHERENT] {
+        space.resume_device(device);
+    }
+}
+
+/// Migrates a range to a device or to RAM; now and then the migration is dropped.
+fn migrate_some(space: &SimSpace, rng: &mut Rng, device: u8) {
+    let len = 1 + rng.below(64) as usize;
+    let pages = PageRange::new(BASE.plus(rng.below((PAGES - len) as u64) as usize), len);
+    let args = MigrateVma {
+        pages,
+        select: Select::SYSTEM | Select::DEVICE_PRIVATE | Select::DEVICE_COHERENT,
+        owner: None,
+        except: None,
+        fault_page: None,
+    };
+    let Ok(mut migration) = space.migrate_vma(&args) else {
+        return;
+    };
+    match rng.below(4) {
+        0 => migration.to_system(),
+        _ => drop(migration.allocate(device)),
+    }
+    if rng.one_in(8) {
+        return;
+    }
+    let copied = migration.copy();
+    if rng.one_in(8) {
+        return;
+    }
+    let installed = copied.pages();
+    if !rng.one_in(8) {
+        installed.finalize();
     }
 }
 

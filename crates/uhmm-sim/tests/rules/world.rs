@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::yield_now;
 use uhmm_core::Space;
 use uhmm_core::addr::{DevicePage, PageData, PageNo, PageRange};
-use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
+use uhmm_core::device::{CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo, Fence};
 use uhmm_core::entry::State;
 use uhmm_core::fault::{Access, Scratch};
 use uhmm_mirror::MirrorDevice;
@@ -75,6 +75,22 @@ impl<D: Device> Device for Shared<D> {
     fn stored_bytes(&self) -> u64 {
         self.0.stored_bytes()
     }
+
+    fn copy_in_batch(&self, copies: &mut [CopyIn<'_>]) -> Option<Box<dyn Fence>> {
+        self.0.copy_in_batch(copies)
+    }
+
+    fn copy_out_batch(&self, copies: &mut [CopyOut<'_>]) -> Option<Box<dyn Fence>> {
+        self.0.copy_out_batch(copies)
+    }
+
+    fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
+        self.0.add_chunk(first, pages)
+    }
+
+    fn remove_chunk(&self, first: DevicePage, pages: u32) {
+        self.0.remove_chunk(first, pages);
+    }
 }
 
 pub fn watched(pages: usize) -> Watched {
@@ -104,6 +120,20 @@ impl World {
         let device = watched(pages);
         Self {
             space: space(pages, vec![Box::new(Shared(device.clone()))]),
+            device,
+            oracle: Oracle::new(pages as u64, pages),
+            end: AtomicUsize::new(0),
+        }
+    }
+
+    /// A world with more devices, numbered from 1 on, beside the watched one, which has room for
+    /// `room` pages.
+    pub fn beside(pages: usize, room: usize, devices: Vec<Box<dyn Device>>) -> Self {
+        let device = watched(room);
+        let mut all: Vec<Box<dyn Device>> = vec![Box::new(Shared(device.clone()))];
+        all.extend(devices);
+        Self {
+            space: space(pages, all),
             device,
             oracle: Oracle::new(pages as u64, pages),
             end: AtomicUsize::new(0),

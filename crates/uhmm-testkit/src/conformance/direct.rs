@@ -1,52 +1,34 @@
-//! The rules that every device obeys.
+//! What the five methods of a device with private memory do, page by page.
 
-use crate::content::{PageKind, Rng, first_difference};
+use super::calls::{Calls, make};
+use super::{Make, SLACK, join};
+use crate::Rng;
+use crate::content::PageKind;
 use std::thread;
-use uhmm_core::addr::{DevicePage, PageData};
-use uhmm_core::device::{CopyInError, Device};
+use uhmm_core::addr::DevicePage;
+use uhmm_core::device::CopyInError;
 
 /// Pages that a rule uses where their number does not matter.
 const SOME: u32 = 64;
 /// The most pages that are stored to fill a device.
-const MANY: u32 = 2048;
-/// Bytes that an empty device may say it takes more than when it was new.
-const SLACK: u64 = 64 << 10;
+pub(super) const MANY: u32 = 2048;
 
-/// Checks that `device`, which is empty, obeys the rules of devices; it is empty again afterwards.
-///
-/// # Panics
-///
-/// It breaks a rule; the message says which.
-pub fn conformance(device: &dyn Device) {
-    let capacity = device.info().capacity_pages;
-    assert!(
-        capacity > 0,
-        "a device holds a page at least: its capacity is 0"
-    );
-    let suite = Suite {
-        device,
-        capacity,
-        new_bytes: device.stored_bytes(),
-    };
-    suite.the_answer_of_info_never_changes();
-    suite.what_goes_in_comes_out();
-    suite.a_freed_number_holds_what_is_stored_next();
-    suite.the_last_number_is_as_good_as_any();
-    suite.pages_do_not_disturb_each_other();
-    suite.threads_do_not_disturb_each_other();
-    suite.a_full_device_refuses_and_keeps_what_it_has();
+pub(super) fn check(make: Make<'_>) {
+    let calls = Calls::new(make);
+    calls.the_answer_of_info_never_changes();
+    calls.what_goes_in_comes_out();
+    calls.a_freed_number_holds_what_is_stored_next();
+    calls.the_last_number_is_as_good_as_any();
+    calls.pages_do_not_disturb_each_other();
+    calls.threads_do_not_disturb_each_other();
+    calls.what_one_thread_stores_another_reads();
+    calls.a_full_device_refuses_and_keeps_what_it_has();
+    calls.end();
 }
 
-struct Suite<'a> {
-    device: &'a dyn Device,
-    capacity: u32,
-    new_bytes: u64,
-}
-
-impl Suite<'_> {
+impl Calls {
     fn the_answer_of_info_never_changes(&self) {
         let info = self.device.info();
-        assert!(!info.kind.is_empty(), "a device says of what kind it is");
         self.store(0, PageKind::Text, 1);
         assert_eq!(info, self.device.info(), "the answer of info never changes");
         self.free(0);
@@ -86,7 +68,7 @@ impl Suite<'_> {
     }
 
     fn the_last_number_is_as_good_as_any(&self) {
-        let last = self.capacity - 1;
+        let Some(last) = self.last else { return };
         self.store(last, PageKind::Half, 7);
         self.check(last, PageKind::Half, 7, "the last number is as good as any");
         self.free(last);
@@ -97,7 +79,7 @@ impl Suite<'_> {
     fn pages_do_not_disturb_each_other(&self) {
         let rule = "pages do not disturb each other";
         let mut rng = Rng::new(1);
-        let mut held = vec![None; SOME.min(self.capacity) as usize];
+        let mut held = vec![None; SOME.min(self.pages) as usize];
         for seed in 0..2_000 {
             let page = rng.below(held.len() as u64) as u32;
             match held[page as usize].take() {
@@ -123,27 +105,49 @@ impl Suite<'_> {
     /// Four threads, each with pages of its own that lie between those of the others.
     fn threads_do_not_disturb_each_other(&self) {
         const THREADS: u32 = 4;
-        let pages = (4 * SOME).min(self.capacity);
-        thread::scope(|scope| {
-            for thread in 0..THREADS {
-                scope.spawn(move || {
-                    let mut rng = Rng::new(thread.into());
-                    for round in 0..10 {
-                        let held: Vec<_> = (thread..pages)
-                            .step_by(THREADS as usize)
-                            .map(|page| (page, rng.pick(&PageKind::ALL)))
-                            .filter(|&(page, kind)| self.try_store(page, kind, round))
-                            .collect();
-                        for _ in 0..2 {
-                            for &(page, kind) in &held {
-                                let rule = "threads do not disturb each other";
-                                self.check(page, kind, round, rule);
-                            }
-                        }
-                        held.iter().for_each(|&(page, _)| self.free(page));
+        let pages = (4 * SOME).min(self.pages);
+        let run = |thread: u32| {
+            let mut rng = Rng::new(thread.into());
+            for round in 0..10 {
+                let held: Vec<_> = (thread..pages)
+                    .step_by(THREADS as usize)
+                    .map(|page| (page, rng.pick(&PageKind::ALL)))
+                    .filter(|&(page, kind)| self.try_store(page, kind, round))
+                    .collect();
+                for _ in 0..2 {
+                    for &(page, kind) in &held {
+                        self.check(page, kind, round, "threads do not disturb each other");
                     }
-                });
+                }
+                held.iter().for_each(|&(page, _)| self.free(page));
             }
+        };
+        let run = &run;
+        thread::scope(|scope| {
+            join(
+                (0..THREADS)
+                    .map(|thread| scope.spawn(move || run(thread)))
+                    .collect(),
+            );
+        });
+        self.assert_empty();
+    }
+
+    /// The reclaimer stores a page, a fault on another thread reads it, and a third may free it.
+    fn what_one_thread_stores_another_reads(&self) {
+        let pages = SOME.min(self.pages);
+        let stored: Vec<u32> = (0..pages)
+            .filter(|&page| self.try_store(page, PageKind::Half, page.into()))
+            .collect();
+        let read = |page| {
+            let rule = "what one thread stores another reads";
+            self.check(page, PageKind::Half, page.into(), rule);
+        };
+        thread::scope(|scope| {
+            join(vec![scope.spawn(|| stored.iter().copied().for_each(read))]);
+            join(vec![scope.spawn(|| {
+                stored.iter().for_each(|&page| self.free(page));
+            })]);
         });
         self.assert_empty();
     }
@@ -151,7 +155,7 @@ impl Suite<'_> {
     /// Twice, so that the second time meets what the first has left behind.
     fn a_full_device_refuses_and_keeps_what_it_has(&self) {
         for round in 0..2 {
-            let pages = MANY.min(self.capacity);
+            let pages = MANY.min(self.pages);
             let held = (0..pages)
                 .find(|&page| !self.try_store(page, PageKind::Random, u64::from(page) + round))
                 .unwrap_or(pages);
@@ -200,50 +204,4 @@ impl Suite<'_> {
             "an error stores nothing: {before} bytes, now {after}"
         );
     }
-
-    /// Stores a page; `false` if the device is full.
-    fn try_store(&self, page: u32, kind: PageKind, seed: u64) -> bool {
-        match self.device.copy_in(DevicePage(page), &make(kind, seed)) {
-            Ok(()) => true,
-            Err(CopyInError::Full) => false,
-            Err(CopyInError::Dead) => panic!("a device that nothing happened to is not dead"),
-        }
-    }
-
-    fn store(&self, page: u32, kind: PageKind, seed: u64) {
-        let stored = self.try_store(page, kind, seed);
-        assert!(
-            stored,
-            "a device with room is not full: page {page}, {kind:?}, seed {seed}"
-        );
-    }
-
-    fn check(&self, page: u32, kind: PageKind, seed: u64, rule: &str) {
-        // What was there before must not shine through.
-        let mut found = PageData([0xa5; _]);
-        if let Err(error) = self.device.copy_out(DevicePage(page), &mut found) {
-            panic!("{rule}: page {page}, {kind:?}, seed {seed}: {error}");
-        }
-        if let Some(offset) = first_difference(&found, &make(kind, seed)) {
-            panic!("{rule}: page {page}, {kind:?}, seed {seed}: byte {offset} is wrong");
-        }
-    }
-
-    fn free(&self, page: u32) {
-        self.device.free(DevicePage(page));
-    }
-
-    fn assert_empty(&self) {
-        let (new, now) = (self.new_bytes, self.device.stored_bytes());
-        assert!(
-            now <= new + SLACK,
-            "an empty device takes nothing: {new} bytes when new, now {now}"
-        );
-    }
-}
-
-fn make(kind: PageKind, seed: u64) -> PageData {
-    let mut data = PageData::ZERO;
-    kind.fill(&mut Rng::new(seed), &mut data);
-    data
 }

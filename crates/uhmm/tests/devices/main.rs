@@ -1,0 +1,247 @@
+//! Device memory through the public library, on real faults: what each type of memory promises,
+//! migration by request, removal, failure, and fork, each against the oracle.
+
+mod chaos;
+#[path = "../fork/child.rs"]
+mod child;
+mod coherent;
+mod device;
+mod driver;
+mod duplicates;
+mod failure;
+mod faulty;
+mod forks;
+mod mapped;
+mod numa;
+mod pin;
+mod private;
+mod ranges;
+mod removal;
+mod room;
+mod usage;
+
+use device::{Mood, TestDevice};
+use std::ops::Range;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use uhmm::device::{Device, DeviceInfo, PageData};
+use uhmm::memory::Protection;
+use uhmm::{Builder, DeviceId, Migrated, Place, Space};
+use uhmm_core::addr::{PAGE_SIZE, PageNo};
+use uhmm_core::entry::State;
+use uhmm_core::fault::Scratch;
+use uhmm_core::memory_type::MemoryType;
+use uhmm_core::stats::{DeviceStats, Stats};
+use uhmm_testkit::Oracle;
+
+/// RAM of a space, in pages, unless a test is about little of it.
+const BUDGET: usize = 2048;
+/// Pages of a device, unless a test is about few of them.
+const DEVICE: u32 = 16384;
+const FIRST: DeviceId = DeviceId(0);
+const SECOND: DeviceId = DeviceId(1);
+/// For calls that need no more than to be done.
+const SOON: Duration = Duration::from_secs(10);
+/// For calls that are expected to end with their patience.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// One test at a time, since a fork takes the whole process along; and each within a minute.
+struct Alone {
+    _over: Sender<()>,
+    _lock: MutexGuard<'static, ()>,
+}
+
+fn alone() -> Alone {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let (over, watched) = channel();
+    thread::spawn(move || {
+        if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("{name} hangs: it is given up after a minute");
+            std::process::abort();
+        }
+    });
+    Alone {
+        _over: over,
+        _lock: lock,
+    }
+}
+
+/// A device of `DEVICE` pages with memory of this type.
+fn device(memory: MemoryType) -> (Box<dyn Device>, Arc<Mood>) {
+    TestDevice::boxed(DeviceInfo::new("test", DEVICE).memory(memory))
+}
+
+/// A space with devices of these types, in this order.
+fn space_with(memory: &[MemoryType]) -> Space {
+    let devices = memory.iter().map(|&memory| device(memory).0).collect();
+    space(BUDGET, devices)
+}
+
+fn space(budget_pages: usize, devices: Vec<Box<dyn Device>>) -> Space {
+    let builder = Builder::new((budget_pages * PAGE_SIZE) as u64);
+    let builder = devices.into_iter().fold(builder, Builder::device);
+    builder.build().unwrap()
+}
+
+/// Tries again until it is so.
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < SOON, "not in time: {what}");
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Faults that this thread has taken, of any kind.
+fn faults() -> i64 {
+    // SAFETY: plain data, filled by the call.
+    unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
+        usage.ru_minflt + usage.ru_majflt
+    }
+}
+
+/// Pages of a space, and what must be in them.
+struct World {
+    space: Space,
+    address: usize,
+    oracle: Oracle,
+}
+
+impl World {
+    /// Pages of a new space with devices of these types.
+    fn new(memory: &[MemoryType], pages: usize) -> Self {
+        Self::within(space_with(memory), pages)
+    }
+
+    /// Pages of a new space with one device, and its mood.
+    fn moody(memory: MemoryType, pages: usize) -> (Self, Arc<Mood>) {
+        let (device, mood) = device(memory);
+        (Self::within(space(BUDGET, vec![device]), pages), mood)
+    }
+
+    fn within(space: Space, pages: usize) -> Self {
+        let all = Protection::READ | Protection::WRITE;
+        Self {
+            address: space.memory().map(pages * PAGE_SIZE, all).unwrap(),
+            space,
+            oracle: Oracle::new(3, pages),
+        }
+    }
+
+    fn pages(&self) -> usize {
+        self.oracle.pages()
+    }
+
+    fn len(&self) -> usize {
+        self.pages() * PAGE_SIZE
+    }
+
+    fn at(&self, page: usize) -> *mut PageData {
+        assert!(page < self.pages());
+        (self.address + page * PAGE_SIZE) as *mut PageData
+    }
+
+    fn number(&self, page: usize) -> PageNo {
+        PageNo::containing(self.at(page) as usize)
+    }
+
+    fn stats(&self) -> &Stats {
+        self.space.core().stats()
+    }
+
+    fn device(&self, device: DeviceId) -> &DeviceStats {
+        &self.stats().devices[usize::from(device.0)]
+    }
+
+    /// What a page is, once the handler that brought it in is done with it.
+    fn state(&self, page: usize) -> State {
+        loop {
+            match self.space.core().state(self.number(page)) {
+                State::Migrating => thread::yield_now(),
+                state => return state,
+            }
+        }
+    }
+
+    /// Waits until no handler has any of the pages, or RAM for them, in its hands.
+    fn rest(&self) {
+        (0..self.pages()).for_each(|page| _ = self.state(page));
+    }
+
+    fn write(&self, page: usize) {
+        // SAFETY: within the mapping, and no other thread's page now.
+        self.oracle.write(page, unsafe { &mut *self.at(page) });
+    }
+
+    fn check(&self, page: usize) {
+        // SAFETY: as above.
+        self.oracle.check(page, unsafe { &*self.at(page) });
+    }
+
+    fn write_all(&self) {
+        (0..self.pages()).for_each(|page| self.write(page));
+    }
+
+    fn check_all(&self) {
+        (0..self.pages()).for_each(|page| self.check(page));
+    }
+
+    /// The first byte, read where the page is.
+    fn peek(&self, page: usize) -> u8 {
+        // SAFETY: within the mapping.
+        unsafe { self.at(page).cast::<u8>().read_volatile() }
+    }
+
+    /// Writes the first byte that is there already.
+    fn poke(&self, page: usize) {
+        let byte = self.at(page).cast::<u8>();
+        // SAFETY: within the mapping, and no other thread's page now.
+        unsafe { byte.write_volatile(byte.read_volatile()) };
+    }
+
+    /// Migrates pages, all of which are at rest.
+    fn migrate(&self, pages: Range<usize>, to: Place) -> Migrated {
+        for page in pages.clone() {
+            self.state(page);
+        }
+        let address = self.at(pages.start) as usize;
+        self.space
+            .migrate(address, pages.len() * PAGE_SIZE, to)
+            .unwrap()
+    }
+
+    /// Migrates all, and none may stay.
+    fn send(&self, to: Place) {
+        let done = self.migrate(0..self.pages(), to);
+        assert_eq!(done.left, 0, "{done:?}");
+    }
+
+    fn push_out(&self) {
+        self.space.core().push_out(&mut Scratch::default());
+    }
+
+    fn protect(&self, pages: Range<usize>, protection: Protection) {
+        let (address, len) = (self.at(pages.start) as usize, pages.len() * PAGE_SIZE);
+        let memory = self.space.memory();
+        memory.protect(address, len, protection).unwrap();
+    }
+
+    /// Waits until a device has no page in use: what programs drop is freed by the next tick.
+    fn wait_empty(&self, device: DeviceId) {
+        wait_until("device pages come back", || {
+            self.device(device).pages.get() == 0
+        });
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.space.memory().unmap(self.address, self.len());
+    }
+}

@@ -1,0 +1,147 @@
+//! The examples are what they say: an outsider's device is complete in under 100 lines, obeys the
+//! rules of devices, and keeps the fault path free of the heap (R18).
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use uhmm::device::{CopyOutError, Device, DevicePage, PageData};
+
+#[path = "../examples/custom_device.rs"]
+mod custom_device;
+
+use custom_device::FileDevice;
+
+const TEXT: &str = include_str!("../examples/custom_device.rs");
+
+thread_local! {
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts what each thread asks of the heap.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn heap_calls(run: impl FnOnce()) -> usize {
+    let before = CALLS.get();
+    run();
+    CALLS.get() - before
+}
+
+#[test]
+fn a_device_takes_under_100_lines() {
+    let lines = TEXT.lines().count();
+    assert!(lines < 100, "{lines} lines");
+}
+
+#[test]
+fn the_custom_device_conforms() {
+    uhmm_testkit::conformance(|| FileDevice::new(1 << 16).expect("a file"));
+}
+
+#[test]
+fn the_custom_device_conforms_when_it_has_few_pages() {
+    for pages in [1, 65] {
+        uhmm_testkit::conformance(|| FileDevice::new(pages).expect("a file"));
+    }
+}
+
+#[test]
+fn a_fault_on_the_custom_device_does_not_use_the_heap() {
+    let device = FileDevice::new(64).expect("a file");
+    let (page, beyond) = (DevicePage(3), DevicePage(40));
+    let mut found = PageData::ZERO;
+    device.copy_in(page, &PageData([7; _])).expect("room");
+    let calls = heap_calls(|| {
+        assert_eq!(device.copy_out(page, &mut found), Ok(()));
+        assert_eq!(
+            device.copy_out(beyond, &mut found),
+            Err(CopyOutError::Lost),
+            "a page that is not in the file is lost, and no zeros"
+        );
+        device.free(page);
+    });
+    assert_eq!(calls, 0);
+}
+
+/// Runs an example, and gives what it prints.
+fn output_of(example: &str) -> String {
+    let test = std::env::current_exe().expect("this test's own path");
+    let built = test.parent().and_then(|deps| deps.parent());
+    let path = built
+        .expect("target directory")
+        .join("examples")
+        .join(example);
+    let command = Command::new(&path).stdout(Stdio::piped()).spawn();
+    let mut child = command.unwrap_or_else(|error| {
+        panic!(
+            "{}: {error}: `cargo test -p uhmm` builds it",
+            path.display()
+        );
+    });
+    let begin = Instant::now();
+    while child.try_wait().expect("our child").is_none() {
+        if begin.elapsed() > Duration::from_secs(60) {
+            let _ = child.kill();
+            panic!("{example} hangs");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let ended = child.wait_with_output().expect("our child");
+    let output = String::from_utf8(ended.stdout).expect("text");
+    assert!(ended.status.success(), "{}: {output}", ended.status);
+    output
+}
+
+/// The numbers in a text, in their order.
+fn numbers(text: &str) -> Vec<u64> {
+    let digits = text.split(|c: char| !c.is_ascii_digit());
+    digits.filter_map(|digits| digits.parse().ok()).collect()
+}
+
+#[test]
+fn the_custom_device_holds_what_does_not_fit() {
+    let output = output_of("custom_device");
+    assert_eq!(output.lines().count(), 1, "{output}");
+    let (_, sizes) = output.rsplit_once(':').expect("sizes");
+    let [ram, file] = numbers(sizes)[..] else {
+        panic!("{output}");
+    };
+    assert!(ram <= 16 && file >= 40, "{output}");
+}
+
+#[test]
+fn a_device_is_removed_and_nothing_is_lost() {
+    let output = output_of("device_removal");
+    let lines: Vec<_> = output.lines().collect();
+    let [before, removed, counted] = lines[..] else {
+        panic!("{output}");
+    };
+    let [_threads, pages, on_device] = numbers(before)[..] else {
+        panic!("{before}");
+    };
+    assert!(on_device > pages / 2, "{before}");
+    assert!(removed.contains(": 0 pages left on it"), "{removed}");
+    assert!(numbers(counted)[0] > 100, "{counted}");
+    assert!(counted.ends_with(" 0 pages lost"), "{counted}");
+    let text = include_str!("../examples/device_removal.rs");
+    assert!(text.lines().count() < 100);
+}

@@ -1,0 +1,207 @@
+//! `cargo xtask mutants`: breaks the rules of `docs/rules.md` on purpose, one at a time, and shows
+//! that the rule's tests fail.
+//!
+//! A mutant is a row of the tables below: a change of the source, and the tests that must see it. The
+//! change is made in a copy of the workspace under `target/mutants`, never in the tree itself. A test
+//! that fails, aborts or hangs has caught the mutant; one that does not compile, or whose text is no
+//! longer found in the source, is an error of the table.
+//!
+//! To add one: a row in the file of its subject. Look for a change of a line or two that breaks the
+//! rule and nothing else, and for the narrowest filter: a mutant may make other tests hang.
+
+mod devices;
+mod faults;
+mod fork;
+mod lifetimes;
+mod migration;
+mod pressure;
+mod runner;
+mod table;
+mod tree;
+
+use crate::{Outcome, step};
+use runner::{End, Runner};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use table::{Mutant, Target};
+use tree::Tree;
+
+/// All mutants, in the order of the rules.
+const TABLES: &[&[Mutant]] = &[
+    lifetimes::MUTANTS,
+    migration::MUTANTS,
+    devices::MUTANTS,
+    faults::MUTANTS,
+    fork::MUTANTS,
+    pressure::MUTANTS,
+];
+
+/// Runs the mutants that `filters` choose (all, if there is none), or only lists them.
+pub fn run(filters: &[String], list: bool) -> Outcome {
+    let chosen = choose(filters)?;
+    if list {
+        return show(&chosen);
+    }
+    let begin = Instant::now();
+    let folder = target_folder().join("mutants");
+    let tree = Tree::copy(&step::root(), &folder.join("tree"))?;
+    let runner = Runner::new(&tree, &folder.join("build"));
+    let limits = unbroken(&runner, &chosen)?;
+    let mut ends = Vec::new();
+    for mutant in &chosen {
+        let start = Instant::now();
+        let end = runner::broken(&tree, &runner, mutant, limits[&mutant.tests.target]);
+        report(mutant, &end, start.elapsed());
+        ends.push(end);
+    }
+    let count = |of: fn(&End) -> bool| ends.iter().filter(|end| of(end)).count();
+    let caught = count(|end| matches!(end, End::Caught(_)));
+    println!(
+        "mutants: {caught} caught, {} survived, {} errors, {:.0} s",
+        count(|end| matches!(end, End::Survived { .. })),
+        count(|end| matches!(end, End::Error(_))),
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(caught == ends.len())
+}
+
+/// A mutant is chosen by its rule (`R1` is not `R10`) or by a word of what it breaks.
+fn choose(filters: &[String]) -> Result<Vec<&'static Mutant>, String> {
+    let fits = |mutant: &Mutant, filter: &String| {
+        mutant.rule.eq_ignore_ascii_case(filter)
+            || mutant.what.to_lowercase().contains(&filter.to_lowercase())
+    };
+    for filter in filters {
+        if !mutants().any(|mutant| fits(mutant, filter)) {
+            return Err(format!("no mutant has `{filter}`; see `mutants --list`"));
+        }
+    }
+    let chosen = |mutant: &&Mutant| filters.is_empty() || filters.iter().any(|f| fits(mutant, f));
+    Ok(mutants().filter(chosen).collect())
+}
+
+/// Prints the rows, and looks whether each still fits the source.
+fn show(chosen: &[&Mutant]) -> Outcome {
+    let mut stale = 0;
+    for mutant in chosen {
+        println!("{:8} {}", mutant.rule, mutant.what);
+        for why in mutant.edits.iter().filter_map(|edit| {
+            let path = step::root().join(edit.file);
+            tree::edited(&path, edit).err()
+        }) {
+            println!("         error: {why}");
+            stale += 1;
+        }
+    }
+    let rules = step::root().join("docs/rules.md");
+    let rules = std::fs::read_to_string(&rules).map_err(|why| format!("docs/rules.md: {why}"))?;
+    let bare = rules_of(&rules).filter(|rule| mutants().all(|mutant| mutant.rule != *rule));
+    for rule in bare {
+        println!("note: no mutant breaks {rule}");
+    }
+    println!("mutants: {}, {stale} errors", chosen.len());
+    Ok(stale == 0)
+}
+
+/// The rules that have a row in `docs/rules.md`.
+fn rules_of(table: &str) -> impl Iterator<Item = &str> {
+    let first_cells = table.lines().filter_map(|line| {
+        let (cell, _) = line.strip_prefix("| ")?.split_once(" |")?;
+        Some(cell)
+    });
+    first_cells.filter(|cell| {
+        let number = cell.strip_prefix('R').unwrap_or_default();
+        number.parse::<u32>().is_ok()
+    })
+}
+
+/// All of them.
+fn mutants() -> impl Iterator<Item = &'static Mutant> {
+    TABLES.iter().copied().flatten()
+}
+
+/// The tests as they are must pass. Returns how long each test target may take with a mutant.
+fn unbroken(runner: &Runner, chosen: &[&Mutant]) -> Result<BTreeMap<Target, Duration>, String> {
+    let mut limits = BTreeMap::new();
+    for mutant in chosen {
+        let target = mutant.tests.target;
+        if limits.contains_key(&target) {
+            continue;
+        }
+        let start = Instant::now();
+        let took = runner.all(target)?;
+        println!("{target} passes as it is ({:.0} s)", took.as_secs_f64());
+        let built = start.elapsed().saturating_sub(took);
+        println!("  built in {:.0} s", built.as_secs_f64());
+        // On a loaded machine a test that is merely slow must not pass for one that hangs.
+        limits.insert(target, runner::LIMIT.max(took * 4));
+    }
+    Ok(limits)
+}
+
+fn report(mutant: &Mutant, end: &End, took: Duration) {
+    let (word, detail) = match end {
+        End::Caught(by) => ("caught", by.to_string()),
+        End::Survived {
+            asserted: Some(test),
+        } => (
+            "SURVIVED",
+            format!("only a debug assertion sees it: {test}"),
+        ),
+        End::Survived { asserted: None } => (
+            "SURVIVED",
+            format!("{} `{}`", mutant.tests.target, mutant.tests.filter),
+        ),
+        End::Error(why) => ("ERROR", why.clone()),
+    };
+    println!(
+        "{:8} {word:8} {:5.1} s  {}: {detail}",
+        mutant.rule,
+        took.as_secs_f64(),
+        mutant.what
+    );
+}
+
+/// Where cargo builds.
+fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || step::root().join("target"),
+        |folder| Path::new(&folder).to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_and_words_choose() {
+        let chosen = |filter: &str| choose(&[filter.into()]);
+        assert!(chosen("r1").unwrap().iter().all(|m| m.rule == "R1"));
+        assert!(chosen("R10").unwrap().iter().all(|m| m.rule == "R10"));
+        assert!(!chosen("poisoned").unwrap().is_empty());
+        assert!(chosen("R99").is_err());
+        assert!(choose(&[]).unwrap().len() > chosen("R5").unwrap().len());
+    }
+
+    #[test]
+    fn rules_are_read_from_their_table() {
+        let table = "| rule | in one line |\n| --- | --- |\n| R1 | A page. |\n| R15 | A write. |\n| What | |";
+        assert_eq!(rules_of(table).collect::<Vec<_>>(), ["R1", "R15"]);
+    }
+
+    #[test]
+    fn rows_are_told_apart_and_change_something() {
+        let all = choose(&[]).unwrap();
+        let whats: std::collections::BTreeSet<_> = all.iter().map(|m| m.what).collect();
+        assert_eq!(whats.len(), all.len(), "two rows say the same");
+        for mutant in all {
+            assert!(!mutant.edits.is_empty(), "{}", mutant.what);
+            assert!(mutant.tests.tries > 0, "{}", mutant.what);
+            for edit in mutant.edits {
+                assert_ne!(edit.find, edit.replace, "{}", mutant.what);
+            }
+        }
+    }
+}
