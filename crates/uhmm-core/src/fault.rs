@@ -4,8 +4,8 @@
 //! [`Space::fault`] returns, the faulting thread has been woken or will be by whoever has the page;
 //! if the page is missing again by then, it simply faults again.
 //!
-//! The path allocates nothing, logs nothing, and waits in one place only, for RAM, with nothing
-//! claimed and outside the gate (R18).
+//! The path allocates nothing, logs nothing, and waits for RAM, and for a moment where a driver holds the
+//! page, with nothing claimed and outside the gate (R18).
 
 use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::around::MAX_WINDOW;
@@ -17,7 +17,8 @@ use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::pagemap::Held;
 use crate::space::Space;
 use arrayvec::ArrayVec;
-use std::sync::atomic::Ordering::AcqRel;
+use std::sync::atomic::{AtomicU64, Ordering::AcqRel};
+use std::time::Duration;
 
 /// What a thread did that met a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,9 @@ impl Default for Scratch {
 
 pub(crate) static ZEROS: [PageData; MAX_WINDOW] = [PageData::ZERO; MAX_WINDOW];
 
+/// How long a touch of a page rests that somebody else holds.
+const HELD_PAUSE: Duration = Duration::from_micros(100);
+
 /// What one look at the page came to.
 enum Outcome {
     /// The faulting thread is, or will be, woken.
@@ -53,6 +57,17 @@ enum Outcome {
     Again,
     /// There is no RAM for it now.
     NoRam,
+    /// Somebody holds its device page (R7): the touch repeats, after a moment.
+    Held,
+}
+
+/// Why the next page of a window was not copied from its device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NotCopied {
+    /// Somebody else holds it.
+    Held,
+    /// The device says so.
+    Device(CopyOutError),
 }
 
 /// References on the device pages of a window, and where those are.
@@ -86,6 +101,12 @@ impl<M: Mmu> Space<M> {
                 Outcome::Served => break,
                 Outcome::Again => {}
                 Outcome::NoRam => self.wait_for_ram(),
+                Outcome::Held => {
+                    // Nobody tells when it is let go; this keeps the touch from turning in a circle.
+                    self.mmu.wait(&AtomicU64::new(0), 0, HELD_PAUSE);
+                    self.mmu.wake(PageRange::new(page, 1));
+                    break;
+                }
             }
         }
         self.relieve();
@@ -211,12 +232,14 @@ impl<M: Mmu> Space<M> {
             Ok(()) => {}
             Err((0, error)) => {
                 self.give_back(ram);
-                return if error == CopyOutError::Lost {
-                    self.lost(run)
-                } else {
+                return match error {
+                    NotCopied::Device(CopyOutError::Lost) => self.lost(run),
                     // The touch repeats.
-                    drop(run);
-                    self.served(page)
+                    NotCopied::Device(CopyOutError::Retry) => {
+                        drop(run);
+                        self.served(page)
+                    }
+                    NotCopied::Held => Outcome::Held,
                 };
             }
             Err((copied, _)) => run.truncate(copied),
@@ -280,7 +303,7 @@ impl<M: Mmu> Space<M> {
         run: &Run<'_, M>,
         held: &mut HeldPages<'a, M>,
         scratch: &mut Scratch,
-    ) -> Result<(), (usize, CopyOutError)> {
+    ) -> Result<(), (usize, NotCopied)> {
         let mut pages = ArrayVec::<DeviceAddr, MAX_WINDOW>::new();
         let mut stop = None;
         for i in 0..run.pages().len {
@@ -292,7 +315,7 @@ impl<M: Mmu> Space<M> {
             // The entry's reference and ours; another holder may be writing to the page (R7).
             if reference.count() > 2 {
                 reference.end(self.device_stats(at.device));
-                stop = Some((i, CopyOutError::Retry));
+                stop = Some((i, NotCopied::Held));
                 break;
             }
             held.push((reference, at));
@@ -303,7 +326,7 @@ impl<M: Mmu> Space<M> {
             let to = &mut scratch.pages[copied..copied + same.len()];
             for result in self.load_batch(same, to) {
                 if let Err(error) = result {
-                    stop = Some((copied, error));
+                    stop = Some((copied, NotCopied::Device(error)));
                     break;
                 }
                 copied += 1;
@@ -312,9 +335,10 @@ impl<M: Mmu> Space<M> {
                 break;
             }
         }
+        let lost = stop == Some((0, NotCopied::Device(CopyOutError::Lost)));
         for (reference, at) in held.drain(copied..) {
             let stats = self.device_stats(at.device);
-            if stop == Some((0, CopyOutError::Lost)) && pages.first() == Some(&at) {
+            if lost && pages.first() == Some(&at) {
                 reference.leave(stats);
             } else {
                 reference.end(stats);
