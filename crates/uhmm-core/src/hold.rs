@@ -51,7 +51,7 @@ pub struct Hold {
 pub enum HoldError {
     /// The space has no such device, or the device no such page.
     NoSuchPage,
-    /// The page is free.
+    /// The page is free, or nothing but the duplicate of a page in RAM.
     Free,
     /// The page is being migrated; try again.
     InFlight,
@@ -200,8 +200,9 @@ impl<M: Mmu> Space<M> {
         };
         match self.state(owner) {
             State::Migrating => Err(HoldError::InFlight),
-            state if state.device_page() == Some(at) => Ok(held),
-            // Its entry has let go of it.
+            State::Private(now) | State::Coherent(now) if now == at => Ok(held),
+            // Its entry has let go of it, or it is the duplicate of a page in RAM, which may be
+            // forgotten at any time.
             _ => Err(HoldError::Free),
         }
     }

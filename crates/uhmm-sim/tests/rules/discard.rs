@@ -1,15 +1,7 @@
-//! A discard empties the entry first and the mapping after. In between, a migration that takes the
-//! page for a hole, brings it back and takes it again must not bring the old bytes back to life.
-//!
-//! Found by the conformance suite (threads that discard what a migrator moves).
-#![allow(dead_code, reason = "the modules are those of the rules' tests")]
+//! A page that is dropped is claimed until its memory is gone. If its entry said None before that, a
+//! migration could take it for a hole, bring it back and take it again, and its old bytes with it.
 
-#[path = "rules/allocations.rs"]
-mod allocations;
-#[path = "rules/hook.rs"]
-mod hook;
-
-use hook::{HookedMmu, Op};
+use crate::hook::{HookedMmu, Op};
 use std::sync::Arc;
 use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::fault::{Access, Scratch};
