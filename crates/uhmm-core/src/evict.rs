@@ -71,6 +71,15 @@ impl fmt::Display for RemoveError {
 
 impl std::error::Error for RemoveError {}
 
+/// What becomes of device memory once it is empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It may be filled again.
+    Stay,
+    /// It is killed, and released.
+    End,
+}
+
 impl<M: Mmu> Space<M> {
     /// Removes a device while programs use its pages: kills its pagemaps, so that nothing new comes,
     /// then brings every page back to RAM, or onward to the other devices by way of RAM, until its
@@ -90,7 +99,7 @@ impl<M: Mmu> Space<M> {
         if !new && memory.chunks().all(DevPagemap::is_released) {
             return Err(RemoveError::AlreadyRemoved);
         }
-        self.empty(device, None, true, patience, scratch)
+        self.empty(device, None, Then::End, patience, scratch)
     }
 
     /// Removes one chunk of a device's memory while programs use its pages. [`Space::add_chunk`]
@@ -110,7 +119,7 @@ impl<M: Mmu> Space<M> {
         if pagemap.is_released() {
             return Err(RemoveError::AlreadyRemoved);
         }
-        self.empty(device, Some(chunk), true, patience, scratch)
+        self.empty(device, Some(chunk), Then::End, patience, scratch)
     }
 
     /// Adds a chunk to a device's memory: the next one, or one that was removed. Devices grow by
@@ -138,7 +147,7 @@ impl<M: Mmu> Space<M> {
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
         self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
-        self.empty(device, None, false, patience, scratch)
+        self.empty(device, None, Then::Stay, patience, scratch)
     }
 
     /// Brings all pages of a chunk to RAM, and keeps the chunk.
@@ -154,7 +163,7 @@ impl<M: Mmu> Space<M> {
     ) -> Result<(), RemoveError> {
         let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
         memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
-        self.empty(device, Some(chunk), false, patience, scratch)
+        self.empty(device, Some(chunk), Then::Stay, patience, scratch)
     }
 
     /// Brings all pages of a device to RAM, and lets none come until [`Space::resume_device`]: as a
@@ -170,7 +179,7 @@ impl<M: Mmu> Space<M> {
     ) -> Result<(), RemoveError> {
         let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
         memory.set_suspended(true);
-        self.empty(device, None, false, patience, scratch)
+        self.empty(device, None, Then::Stay, patience, scratch)
     }
 
     /// Ends a suspension. `false`: the device was not suspended, or there is none.
@@ -179,13 +188,12 @@ impl<M: Mmu> Space<M> {
             .is_some_and(|memory| memory.set_suspended(false))
     }
 
-    /// Evicts until no page is in use, on a device or in one of its chunks; releases what was killed,
-    /// which is all of it if it is to end.
+    /// Evicts until no page is in use, on a device or in one of its chunks, and releases what was killed.
     fn empty(
         &self,
         device: u8,
         chunk: Option<usize>,
-        end: bool,
+        then: Then,
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
@@ -198,9 +206,11 @@ impl<M: Mmu> Space<M> {
                 .filter(move |pagemap| chunk.is_none_or(|i| memory.chunk_of(pagemap.first()) == i))
         };
         // A dying chunk is done with when it is released; a living one that stays, when it is empty.
-        let is_done = |pagemap: &DevPagemap<_>| pagemap.is_released() || !end && pagemap.is_alive();
+        let is_done = |pagemap: &DevPagemap<_>| {
+            pagemap.is_released() || then == Then::Stay && pagemap.is_alive()
+        };
         loop {
-            if end {
+            if then == Then::End {
                 // Also what was just being added.
                 chunks().for_each(|pagemap| memory.kill_chunk(pagemap));
             }

@@ -19,8 +19,10 @@
 mod buddy;
 mod chunk;
 mod driver;
+mod error;
 
 pub(crate) use chunk::DevPagemap;
+pub use error::{AddChunkError, AllocError};
 
 use crate::addr::{DevicePage, PageNo};
 use crate::device::{CopyInError, Device, DeviceInfo};
@@ -431,73 +433,6 @@ impl Drop for Emptying<'_> {
         self.0.fetch_sub(1, Relaxed);
     }
 }
-
-/// Why a device has no page to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllocError {
-    /// No page is free, or none that is aligned to such an order.
-    Full,
-    /// The device was removed, or is being removed.
-    Removed,
-    /// The device is suspended.
-    Suspended,
-    /// The space has no such device.
-    NoSuchDevice,
-    /// The device has no such page.
-    NoSuchPage,
-    /// Pages of the device's type of memory do not migrate.
-    DoesNotMigrate,
-    /// The process is forking, and the fork does not end; try again.
-    Forking,
-}
-
-impl std::fmt::Display for AllocError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Full => "the device has no free page of that order",
-            Self::Removed => "the device was removed",
-            Self::Suspended => "the device is suspended: resume it first",
-            Self::NoSuchDevice => "the space has no such device",
-            Self::NoSuchPage => "the device has no such page",
-            Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
-            Self::Forking => "the process is forking; try again",
-        })
-    }
-}
-
-impl std::error::Error for AllocError {}
-
-/// Why a chunk of device memory was not added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddChunkError {
-    /// The device's capacity ends before it.
-    NoSuchChunk,
-    /// It is there, or still on its way out.
-    AlreadyThere,
-    /// The device was removed.
-    Removed,
-    /// The driver has no memory for it.
-    Refused,
-    /// No address space for its table.
-    NoAddressSpace,
-    /// The process is forking.
-    Forking,
-}
-
-impl std::fmt::Display for AddChunkError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::NoSuchChunk => "the device's capacity ends before that chunk",
-            Self::AlreadyThere => "the chunk is there already, or is still being removed",
-            Self::Removed => "the device was removed",
-            Self::Refused => "the driver has no memory for another chunk",
-            Self::NoAddressSpace => "no address space for the chunk's table (ulimit -v unlimited)",
-            Self::Forking => "the process is forking; try again",
-        })
-    }
-}
-
-impl std::error::Error for AddChunkError {}
 
 /// A reference on a device page (R3): while it lives the page is not free, and its pagemap stays.
 pub(crate) struct Held<'a, T: Deref<Target = [AtomicU64]>> {
