@@ -4,7 +4,7 @@
 //!
 //! | part | what runs | for memory that is |
 //! | --- | --- | --- |
-//! | [direct](direct) calls, [batches](batch), [chunks] | the methods of the trait, as the core calls them | private (chunks: any) |
+//! | [direct] calls, [batches](batch), [chunks] | the methods of the trait, as the core calls them | private (chunks: any) |
 //! | in a [space] and under [threads] | the core itself on the simulated MMU: migrate, fault, evict, remove | private, coherent |
 //! | [mapped] | the core itself: map, unmap, remove | of a type that does not migrate |
 //!
