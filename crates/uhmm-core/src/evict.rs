@@ -214,7 +214,8 @@ impl<M: Mmu> Space<M> {
                 // Also what was just being added.
                 chunks().for_each(|pagemap| memory.kill_chunk(pagemap));
             }
-            let left_ram = self.evict_round(device, chunks().flat_map(DevPagemap::used));
+            let pages = chunks().flat_map(DevPagemap::used);
+            let left_ram = self.evict_round(device, pages, start + patience);
             if let Some(_pass) = self.gate.enter(&self.mmu) {
                 memory.free_buried(self.device_stats(device));
                 chunks().for_each(|pagemap| self.release(device, pagemap));
@@ -248,8 +249,13 @@ impl<M: Mmu> Space<M> {
         });
     }
 
-    /// Brings to RAM what can be brought now; returns whether RAM was short.
-    fn evict_round(&self, device: u8, pages: impl Iterator<Item = DevicePage>) -> bool {
+    /// Brings to RAM what can be brought now, and before `until`; returns whether RAM was short.
+    fn evict_round(
+        &self,
+        device: u8,
+        pages: impl Iterator<Item = DevicePage>,
+        until: Instant,
+    ) -> bool {
         if !self.device(device).memory_type().migrates() {
             return false;
         }
@@ -269,6 +275,9 @@ impl<M: Mmu> Space<M> {
             migration.to_system();
             let moved = migration.copy().pages().finalize();
             short |= moved.left > 0 && self.pool.available() == 0;
+            if Instant::now() > until {
+                break;
+            }
         }
         short
     }

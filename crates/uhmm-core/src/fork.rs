@@ -34,14 +34,14 @@ use crate::space::Space;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 
-/// The most faults that are served while the gate is closed: 2 MiB beside the budget.
-const LOG: usize = 512;
+/// The most faults that are served while the gate is closed: 32 MiB beside the budget.
+const LOG: usize = 8192;
 
 /// How long a fault waits for a fork that is about to happen. Longer than most forks take.
 const SEAL: Duration = Duration::from_millis(100);
 
 /// How long a fault that cannot be served now waits for the gate before it is tried again.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) struct ForkLog {
     pages: Box<[AtomicU64]>,
@@ -120,10 +120,9 @@ impl<M: Mmu> Space<M> {
             State::None | State::System { .. } | State::Coherent(_) => &ZEROS[..1],
             State::Private(at) => {
                 if self.load(at, &mut scratch.pages[0]).is_err() {
-                    // Poisoning and retries are for the open gate.
+                    // Poisoning is for the open gate.
                     drop(serving);
-                    self.gate.wait_open(&self.mmu, PAUSE);
-                    return false;
+                    return self.try_again_soon(page);
                 }
                 &scratch.pages[..1]
             }
@@ -144,8 +143,7 @@ impl<M: Mmu> Space<M> {
         let next = self.fork_log.len.load(Acquire);
         if next == LOG {
             drop(serving);
-            self.gate.wait_open(&self.mmu, PAUSE);
-            return false;
+            return self.try_again_soon(page);
         }
         self.fork_log.pages[next].store(page.0, Release);
         self.fork_log.len.store(next + 1, Release);
@@ -156,6 +154,14 @@ impl<M: Mmu> Space<M> {
             self.fork_log.len.store(next, Release);
             self.mmu.wake(one);
         }
+        true
+    }
+
+    /// The fault on `page` cannot be served now. The touch repeats after a while: a handler must not wait
+    /// here, since the fork may wait for a fault that comes after this one.
+    fn try_again_soon(&self, page: PageNo) -> bool {
+        self.gate.wait_open(&self.mmu, PAUSE);
+        self.mmu.wake(PageRange::new(page, 1));
         true
     }
 
@@ -179,21 +185,24 @@ impl<M: Mmu> Space<M> {
 
     /// Ends a fork in the child, whose MMU has been set up anew, and where nothing but the engine's
     /// threads runs beside the caller.
-    pub fn open_in_child(&self) {
+    /// `managed` is what of the space is ours: what others have mapped over the rest is theirs.
+    pub fn open_in_child(&self, managed: &[PageRange]) {
         let serving = self.fork_log.serving.lock();
-        self.mmu.present(self.range(), &mut |mapped| {
-            for page in mapped.iter() {
-                let state = self.state(page);
-                if matches!(state, State::System { .. }) {
-                    continue;
+        for &managed in managed {
+            self.mmu.present(managed, &mut |mapped| {
+                for page in mapped.iter() {
+                    let state = self.state(page);
+                    if matches!(state, State::System { .. }) {
+                        continue;
+                    }
+                    if self.fork_log.iter().any(|logged| logged == page) {
+                        self.apply(page);
+                    } else if !state.is_mapped() {
+                        self.mmu.discard(PageRange::new(page, 1));
+                    }
                 }
-                if self.fork_log.iter().any(|logged| logged == page) {
-                    self.apply(page);
-                } else if !state.is_mapped() {
-                    self.mmu.discard(PageRange::new(page, 1));
-                }
-            }
-        });
+            });
+        }
         self.forget_duplicates();
         self.end_log();
         self.set_gauges();

@@ -95,6 +95,12 @@ impl Gate {
         }
     }
 
+    /// Enters to give something back, on whatever thread: as an application thread does, whose faults are
+    /// still served while it is inside.
+    pub(crate) fn enter_to_give_back<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
+        self.enter_within(mmu, DRIVER_PATIENCE)
+    }
+
     /// Enters as an application thread, waiting at most `patience` for the gate to open.
     ///
     /// The wait is bounded because the forking thread takes locks of the C library after it has

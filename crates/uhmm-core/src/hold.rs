@@ -100,7 +100,7 @@ impl<M: Mmu> PageRef<'_, M> {
 
 impl<M: Mmu> Drop for PageRef<'_, M> {
     fn drop(&mut self) {
-        let _pass = self.space.gate.enter_soon(&self.space.mmu);
+        let _pass = self.space.gate.enter_to_give_back(&self.space.mmu);
         self.space.device(self.at.device).bury(self.at.page);
     }
 }
@@ -157,7 +157,7 @@ impl<M: Mmu> DevicePages<'_, M> {
 impl<M: Mmu> Drop for DevicePages<'_, M> {
     fn drop(&mut self) {
         let memory = self.space.device(self.first.device);
-        let _pass = self.space.gate.enter_soon(&self.space.mmu);
+        let _pass = self.space.gate.enter_to_give_back(&self.space.mmu);
         for i in self.given..1 << self.order {
             memory.bury(self.first.page.plus(i));
         }
@@ -192,18 +192,22 @@ impl<M: Mmu> Space<M> {
             return Err(HoldError::TooMany);
         }
         memory.get(at.page).ok_or(HoldError::Free)?;
-        let held = PageRef { space: self, at };
         // Who claims the page's entry looks for other references after that: so either this one is
         // seen, or the claim is seen here.
-        let Some(owner) = memory.owner(at.page) else {
-            return Ok(held);
-        };
-        match self.state(owner) {
-            State::Migrating => Err(HoldError::InFlight),
-            State::Private(now) | State::Coherent(now) if now == at => Ok(held),
+        let refused = match memory.owner(at.page).map(|owner| self.state(owner)) {
+            None => None,
+            Some(State::Private(now) | State::Coherent(now)) if now == at => None,
+            Some(State::Migrating) => Some(HoldError::InFlight),
             // Its entry has let go of it, or it is the duplicate of a page in RAM, which may be
             // forgotten at any time.
-            _ => Err(HoldError::Free),
+            Some(_) => Some(HoldError::Free),
+        };
+        match refused {
+            None => Ok(PageRef { space: self, at }),
+            Some(error) => {
+                memory.bury(at.page);
+                Err(error)
+            }
         }
     }
 

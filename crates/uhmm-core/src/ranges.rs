@@ -244,6 +244,8 @@ impl<M: Mmu> Inside<'_, M> {
                 }
                 State::Poisoned => {
                     space.mmu.poison(to);
+                    // The marker here goes with it.
+                    space.mmu.discard(PageRange::new(from, 1));
                     1
                 }
                 _ => self.move_mapped(run.pages(), to),

@@ -85,7 +85,7 @@ impl Space {
     /// # Errors
     /// [`BuildError::Core`].
     pub fn add_device(&self, device: Box<dyn Device>) -> Result<DeviceId, BuildError> {
-        let added = self.core().add_device(device);
+        let added = self.off_managed_stack(|| self.core().add_device(device));
         added.map(DeviceId).map_err(BuildError::Core)
     }
 
@@ -150,7 +150,7 @@ impl Space {
     /// # Errors
     /// [`AddChunkError`].
     pub fn add_chunk(&self, device: DeviceId, chunk: usize) -> Result<(), AddChunkError> {
-        self.core().add_chunk(device.0, chunk)
+        self.off_managed_stack(|| self.core().add_chunk(device.0, chunk))
     }
 
     fn emptying(
@@ -170,7 +170,7 @@ impl Space {
         device: DeviceId,
         order: u32,
     ) -> Result<DevicePages<'_>, AllocError> {
-        self.core().alloc_device_pages(device.0, order)
+        self.off_managed_stack(|| self.core().alloc_device_pages(device.0, order))
     }
 
     /// Hands out one page of a device by its number, if it is free: where the memory is a file's, with
@@ -179,7 +179,7 @@ impl Space {
     /// # Errors
     /// [`AllocError`].
     pub fn alloc_device_page_at(&self, at: DeviceAddr) -> Result<DevicePages<'_>, AllocError> {
-        self.core().alloc_device_page_at(at)
+        self.off_managed_stack(|| self.core().alloc_device_page_at(at))
     }
 
     /// Waits until nobody uses `len` pages of a device from `first` on. `false`: `patience` was over
@@ -207,7 +207,7 @@ impl Space {
     /// # Errors
     /// [`HoldError`].
     pub fn hold_device_page(&self, at: DeviceAddr, hold: Hold) -> Result<PageRef<'_>, HoldError> {
-        self.core().hold_device_page(at, hold)
+        self.off_managed_stack(|| self.core().hold_device_page(at, hold))
     }
 
     /// Maps a block of device pages of a type that does not migrate at `address`, where nothing has

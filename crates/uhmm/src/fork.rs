@@ -10,7 +10,7 @@
 
 use crate::build::Inner;
 use std::sync::{Arc, Once, Weak};
-use uhmm_core::lock::{Lock, new_generation};
+use uhmm_core::lock::{Guard, Lock, new_generation};
 use uhmm_linux::signals::Blocked;
 
 static SPACES: Lock<Vec<Weak<Inner>>> = Lock::new(Vec::new());
@@ -21,6 +21,8 @@ static FORKING: Lock<Option<Forking>> = Lock::new(None);
 
 struct Forking {
     spaces: Vec<Arc<Inner>>,
+    /// Nobody is in the middle of registering another one when the process is copied.
+    all: Guard<'static, Vec<Weak<Inner>>>,
     signals: Blocked,
 }
 
@@ -38,7 +40,8 @@ pub(crate) fn register(space: &Arc<Inner>) {
 
 extern "C" fn prepare() {
     let signals = Blocked::all();
-    let spaces: Vec<_> = SPACES.lock().iter().filter_map(Weak::upgrade).collect();
+    let all = SPACES.lock();
+    let spaces: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
     for space in &spaces {
         space.core.close_for_fork();
     }
@@ -49,9 +52,11 @@ extern "C" fn prepare() {
     for space in &spaces {
         space.core.seal_for_fork();
     }
-    if !spaces.is_empty() {
-        *FORKING.lock() = Some(Forking { spaces, signals });
-    }
+    *FORKING.lock() = Some(Forking {
+        spaces,
+        all,
+        signals,
+    });
 }
 
 extern "C" fn parent() {
@@ -61,6 +66,7 @@ extern "C" fn parent() {
     for space in &forking.spaces {
         space.core.open_in_parent();
     }
+    drop(forking.all);
     drop(forking.signals);
 }
 
@@ -78,19 +84,20 @@ extern "C" fn child() {
             ));
         }
     }
+    drop(forking.all);
     drop(forking.signals);
 }
 
 fn take_over(space: &Inner) -> Result<(), Box<dyn std::error::Error>> {
     space.core.begin_in_child();
     space.core.mmu().set_up_in_child()?;
-    space.memory.register_all()?;
+    let managed = space.memory.register_all()?;
     let engine = &mut *space
         .engine
         .try_lock()
         .map_err(|_| "the engine is being stopped")?;
     engine.restart_in_child()?;
-    space.core.open_in_child();
+    space.core.open_in_child(&managed);
     space.memory.wipe_in_child()?;
     Ok(())
 }

@@ -6,7 +6,8 @@
 
 use crate::build::CoreSpace;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error::RangeError;
 use uhmm_core::ranges::Inside;
@@ -95,7 +96,9 @@ impl Memory {
         pages: PageRange,
         protection: Protection,
     ) -> io::Result<usize> {
-        if let Err(errno) = self.core.mmu().protect(pages, protection) {
+        // A page may be there although the range was free: a fault that was served late.
+        let protect = || self.core.mmu().protect(pages, protection);
+        if let Err(errno) = self.core.change_protection(protect) {
             call.regions.give(pages);
             return Err(errno.into());
         }
@@ -258,10 +261,28 @@ impl Memory {
         Ok(())
     }
 
-    /// The regions within `pages`, with their attributes.
+    /// The regions within `pages`, with their attributes; waits a bounded time for other threads that are
+    /// at the regions, since they may wait for a migration that the caller has in its hands.
     pub(crate) fn pieces(&self, pages: PageRange) -> io::Result<Vec<(PageRange, Attributes)>> {
-        let call = self.call()?;
-        Ok(call.regions.pieces(pages).collect())
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let start = Instant::now();
+        loop {
+            let signals = Blocked::all();
+            // The lock is taken inside the gate, as by `call`.
+            let inside = self.core.inside().map_err(to_io)?;
+            match self.regions.try_lock() {
+                Ok(regions) => return Ok(regions.pieces(pages).collect()),
+                Err(TryLockError::Poisoned(regions)) => {
+                    return Ok(regions.into_inner().pieces(pages).collect());
+                }
+                Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Err(TryLockError::WouldBlock) => {}
+            }
+            drop((inside, signals));
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn change(
@@ -346,7 +367,9 @@ impl Memory {
         }
         let new = match to {
             Some(to) => {
-                let new = self.pages(to, new_pages * PAGE_SIZE, &call.regions)?;
+                let new_len = new_pages.checked_mul(PAGE_SIZE);
+                let new_len = new_len.ok_or(io::ErrorKind::InvalidInput)?;
+                let new = self.pages(to, new_len, &call.regions)?;
                 if new.start < old.end() && old.start < new.end() {
                     return Err(io::ErrorKind::InvalidInput.into());
                 }
@@ -382,31 +405,28 @@ impl Memory {
         }
     }
 
-    /// Registers all that is ours with the MMU again, in the child of a fork.
-    pub(crate) fn register_all(&self) -> Result<(), SetupError> {
+    /// Registers all that is ours with the MMU again, in the child of a fork; returns what that is.
+    pub(crate) fn register_all(&self) -> Result<Vec<PageRange>, SetupError> {
         let regions = self
             .regions
             .try_lock()
             .unwrap_or_else(|_| unreachable!("the gate is closed"));
         let all = self.core.range();
-        let mut next = all.start;
         let foreign = regions
             .pieces(regions.range())
             .filter(|(_, attributes)| attributes.foreign);
-        for (hole, _) in foreign {
-            self.register(next, hole.start)?;
+        let (mut ours, mut next) = (Vec::new(), all.start);
+        let end = PageRange::new(all.end(), 0);
+        for hole in foreign.map(|(hole, _)| hole).chain([end]) {
+            if next < hole.start {
+                ours.push(PageRange::new(next, (hole.start.0 - next.0) as usize));
+            }
             next = hole.end();
         }
-        self.register(next, all.end())
-    }
-
-    fn register(&self, start: PageNo, end: PageNo) -> Result<(), SetupError> {
-        let len = (end.0 - start.0) as usize;
-        if len == 0 {
-            Ok(())
-        } else {
-            self.core.mmu().register(PageRange::new(start, len))
+        for &pages in &ours {
+            self.core.mmu().register(pages)?;
         }
+        Ok(ours)
     }
 
     /// Empties what a child is to find empty, and unmaps what it is not to find.

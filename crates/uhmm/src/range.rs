@@ -19,7 +19,7 @@ pub enum RangeError {
     Hole,
     /// The program may not touch some of it.
     NoAccess,
-    /// The process is forking, and the fork does not end; try again.
+    /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for RangeError {
             Self::Foreign => "some of the range is not managed by this space",
             Self::Hole => "some of the range is not mapped",
             Self::NoAccess => "some of the range may not be touched: change its protection first",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => "the process is forking, or changing its mappings; try again",
         })
     }
 }

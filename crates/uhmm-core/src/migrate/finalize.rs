@@ -52,6 +52,7 @@ impl<M: Mmu> Hands<'_, M> {
 
     pub(super) fn finalize(&mut self) {
         self.wait_for_fences();
+        self.leave_bad_destinations();
         let mut items = VecDeque::from(std::mem::take(&mut self.items));
         while let Some(first) = items.front() {
             match Together::of(first, self.space) {
@@ -102,6 +103,17 @@ impl<M: Mmu> Hands<'_, M> {
             }
             (Copied::No, Some(Destination::System)) => self.finalize_bytes(item),
             _ => self.put_back(item),
+        }
+    }
+
+    /// Nothing goes to memory that has failed meanwhile.
+    fn leave_bad_destinations(&mut self) {
+        for item in &mut self.items {
+            if let Some(Destination::Device(at)) = item.to
+                && self.space.device(at.device).is_bad(at.page)
+            {
+                item.copied = Copied::No;
+            }
         }
     }
 

@@ -171,15 +171,23 @@ impl<M: Mmu> Space<M> {
                     }
                 )
             };
-            self.entries.for_each_used(self.range(), |page, word| {
-                if shed < BLOCK
-                    && has_one(word.state())
-                    && let Some(claimed) = Single::claim(self, page, has_one)
-                {
+            // On from where the last call has ended, once round at most.
+            let range = self.range();
+            let mut at = PageNo(self.reclaim.shed_at.load(Relaxed)).max(range.start);
+            let mut wraps = 0;
+            while shed < BLOCK && wraps < 2 {
+                let Some(page) = self.entries.next_mapped(at, range.end()) else {
+                    at = range.start;
+                    wraps += 1;
+                    continue;
+                };
+                at = page.plus(1);
+                if let Some(claimed) = Single::claim(self, page, has_one) {
                     self.give_duplicate_up(claimed);
                     shed += 1;
                 }
-            });
+            }
+            self.reclaim.shed_at.store(at.0, Relaxed);
         }
         shed > 0
     }

@@ -83,6 +83,8 @@ pub(crate) struct Reclaim {
     queue: Lock<Queue>,
     /// Slots of the blocks that are busy and have been filled.
     limbo_slots: AtomicUsize,
+    /// Where the next search for duplicates to give up begins.
+    shed_at: AtomicU64,
 }
 
 impl Reclaim {
@@ -93,6 +95,7 @@ impl Reclaim {
             hand: Lock::new(Hand::new(start)),
             queue: Lock::new(Queue::new(blocks)),
             limbo_slots: AtomicUsize::new(0),
+            shed_at: AtomicU64::new(0),
         }
     }
 

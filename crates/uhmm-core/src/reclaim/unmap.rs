@@ -24,6 +24,8 @@ struct Effort<'a> {
 struct Done {
     /// Pages that are in limbo, or on a device.
     pages: usize,
+    /// Entries that were looked at.
+    looked: usize,
     /// Whether there may be more to find for a further call.
     more: bool,
 }
@@ -33,6 +35,8 @@ pub(super) struct Hand {
     at: PageNo,
     block: Option<u32>,
     filled: usize,
+    /// Entries looked at since a page left RAM.
+    in_vain: usize,
 }
 
 impl Hand {
@@ -41,6 +45,7 @@ impl Hand {
             at,
             block: None,
             filled: 0,
+            in_vain: 0,
         }
     }
 }
@@ -77,7 +82,14 @@ impl<M: Mmu> Space<M> {
         if some {
             self.queue_block(&mut hand);
         }
-        Some(some || done.pages > 0 || done.more)
+        // A hand that has gone all the way round for nothing will find nothing.
+        hand.in_vain = if done.pages > 0 {
+            0
+        } else {
+            hand.in_vain + done.looked
+        };
+        let more = done.more && hand.in_vain <= 2 * self.entries.mapped();
+        Some(some || done.pages > 0 || more)
     }
 
     /// Gives the hand's block to the queue.
@@ -130,6 +142,7 @@ impl<M: Mmu> Space<M> {
         }
         Done {
             pages: out,
+            looked,
             more: looked >= effort.look,
         }
     }
@@ -197,7 +210,10 @@ impl<M: Mmu> Space<M> {
         };
         let mut out = hand.filled - before;
         if let Some(stop) = stop {
-            hand.at = run.pages().start.plus(1);
+            // A handler passes by what is not writable: it can do nothing there, and the whole run is so.
+            if stop != Stop::Protected || scratch.is_some() {
+                hand.at = run.pages().start.plus(1);
+            }
             run.truncate(1);
             out += usize::from(self.unmap_odd(run, stop, scratch));
         }

@@ -432,7 +432,7 @@ fn r16_both_sides_of_a_fork_see_that_moment_and_go_on_migrating() {
             three.mmu().share(PageRange::new(BASE, 64));
             if child {
                 space.begin_in_child();
-                space.open_in_child();
+                space.open_in_child(&[space.range()]);
             } else {
                 space.open_in_parent();
             }
@@ -471,7 +471,7 @@ fn r16_zero_pages_of_the_child_do_not_shadow_device_pages() {
         assert_eq!(progress.pages, 1);
     }
     three.space.begin_in_child();
-    three.space.open_in_child();
+    three.space.open_in_child(&[three.space.range()]);
     three.check_all();
     three.check_invariants();
 }

@@ -36,7 +36,7 @@ fn open(world: &World, side: Side) {
         Side::Parent => world.space.open_in_parent(),
         Side::Child => {
             world.space.begin_in_child();
-            world.space.open_in_child();
+            world.space.open_in_child(&[world.space.range()]);
         }
     }
 }

@@ -65,7 +65,7 @@ fn r2_a_device_ends_only_after_its_last_page() {
     assert_eq!(world.device.stored().len(), 300);
     // All but some pages leave it, until it stops answering again.
     world.device.retry_copy_out_after(200, u64::MAX);
-    assert_eq!(remove(&world, NO_TIME), Err(100));
+    assert_eq!(remove(&world, Duration::from_millis(300)), Err(100));
     assert_eq!(world.device.frees(), 200);
     world.device.heal();
     assert_eq!(remove(&world, LONG), Ok(()));

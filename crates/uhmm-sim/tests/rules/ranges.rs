@@ -6,6 +6,7 @@ use uhmm_core::addr::PageRange;
 use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_sim::Fault;
 
 /// Moves `len` pages from `from` to `to`, and compares them there.
 fn relocate(world: &World, from: usize, len: usize, to: usize) {
@@ -119,5 +120,22 @@ fn r5_discarded_pages_read_as_zero_whatever_they_were() {
     world.check_all();
     world.space.reclaim(&mut Scratch::default());
     assert_eq!(world.device.stored(), [], "their device pages are free");
+    world.check_invariants();
+}
+
+#[test]
+fn a_lost_page_that_is_moved_leaves_nothing_behind() {
+    let world = World::pushed_out(4);
+    let State::Private(at) = world.state(1) else {
+        panic!("pushed out");
+    };
+    world.device.lose(at.page);
+    assert_eq!(world.try_check(1), Err(Fault::Poisoned));
+    let moved = PageRange::new(BASE.plus(1), 1);
+    let to = BASE.plus(200);
+    world.space.inside().unwrap().relocate(moved, to).unwrap();
+    assert_eq!(world.try_check(200), Err(Fault::Poisoned));
+    world.oracle.discard(1);
+    world.check(1);
     world.check_invariants();
 }

@@ -148,7 +148,7 @@ fn r16_the_child_forgets_its_duplicates() {
         assert_eq!(world.try_write(page), Ok(0));
     }
     world.space.begin_in_child();
-    world.space.open_in_child();
+    world.space.open_in_child(&[world.space.range()]);
     assert_eq!(duplicates(&world, 0..16), 0);
     assert_eq!(world.space.stats().duplicate_pages.get(), 0);
     world.check_invariants();
@@ -176,7 +176,7 @@ fn r16_a_tracked_write_during_a_fork_is_logged() {
             assert_eq!(duplicates(&world, 0..16), 14);
         } else {
             world.space.begin_in_child();
-            world.space.open_in_child();
+            world.space.open_in_child(&[world.space.range()]);
             assert_eq!(duplicates(&world, 0..16), 0);
         }
         world.check_invariants();
@@ -213,7 +213,7 @@ fn r16_a_tracked_write_that_comes_late_during_a_fork_loses_nothing() {
             world.space.open_in_parent();
         } else {
             world.space.begin_in_child();
-            world.space.open_in_child();
+            world.space.open_in_child(&[world.space.range()]);
         }
         world.check_all();
         world.check_invariants();

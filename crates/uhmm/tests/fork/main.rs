@@ -307,3 +307,38 @@ fn a_child_ends_with_its_status_and_leaves_the_parent_alone() {
     assert_eq!(wait(pid), End::Signal(libc::SIGKILL));
     live_on(&world);
 }
+
+/// What a program maps over managed memory is its own, in the child too.
+#[test]
+fn a_mapping_over_managed_memory_is_left_alone() {
+    let _alone = alone();
+    let space = uhmm::Builder::new(64 << 20).build().expect("a space");
+    let region = space.region(16 * PAGE_SIZE).expect("a region");
+    let over = region.as_ptr() as usize + 4 * PAGE_SIZE;
+    let map = || {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+        );
+        // SAFETY: over pages of our own region, which nobody uses.
+        let mapped = unsafe { libc::mmap(over as *mut _, 4 * PAGE_SIZE, protection, flags, -1, 0) };
+        assert_eq!(mapped as usize, over);
+        Ok(())
+    };
+    space
+        .memory()
+        .map_foreign(over, 4 * PAGE_SIZE, map)
+        .expect("the range is ours to give");
+    let bytes = || {
+        // SAFETY: mapped above, and only used here.
+        unsafe { std::slice::from_raw_parts_mut(over as *mut u8, 4 * PAGE_SIZE) }
+    };
+    bytes().fill(7);
+    let pid = child(|| {
+        assert!(bytes().iter().all(|&byte| byte == 7), "in the child");
+        bytes().fill(8);
+        0
+    });
+    assert_eq!(wait(pid), End::Exit(0));
+    assert!(bytes().iter().all(|&byte| byte == 7), "in the parent");
+}
