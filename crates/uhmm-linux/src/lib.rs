@@ -9,6 +9,7 @@ pub mod files;
 pub mod mapping;
 pub mod mmu;
 pub mod probe;
+pub mod proc_files;
 
 /// Protection of mapped memory.
 pub mod protection {

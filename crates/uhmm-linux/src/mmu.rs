@@ -1,5 +1,5 @@
 //! The real [`Mmu`]: a reserved address range, the frame pool and the devices' arenas, all registered
-//! with one userfaultfd.
+//! with one userfaultfd; and the files that tell what is mapped.
 //!
 //! The space is reserved without access; whoever hands parts of it out gives them access with
 //! `mprotect`. It is registered for missing and for write-protected pages. The pool is one mapping of
@@ -13,14 +13,18 @@
 use crate::abi::uffd::{Done, OpenError, Uffd};
 use crate::abi::{futex, numa, pagemap};
 use crate::arena::Arena;
+use crate::end::die_plainly;
 use crate::mapping::{Mapping, Table};
+use crate::proc_files::{ProcError, ProcFiles};
 use crate::shared_stats::Slot;
 use linux_raw_sys::general::{
     UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON,
 };
+use rustix::fd::{AsRawFd, RawFd};
 use rustix::io::{self, Errno};
 use rustix::mm::{self, Advice, MprotectFlags};
 use std::fmt;
+use std::io::Write;
 use std::ops::Range;
 use std::slice;
 use std::sync::OnceLock;
@@ -40,10 +44,15 @@ const RACES: usize = 16;
 
 static ZEROS: PageData = PageData::ZERO;
 
-/// The lowest descriptor number for the userfaultfd: high, if the limit on open files allows.
-fn high_fd() -> i32 {
+/// Descriptors that an MMU has open.
+pub const DESCRIPTORS: usize = 3;
+
+/// The lowest number for our descriptors: high, if the limit on open files allows.
+fn high_fd() -> RawFd {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(900, |limit| limit.saturating_sub(1).min(900) as i32)
+    limit.map_or(900, |limit| {
+        limit.saturating_sub(DESCRIPTORS as u64).min(900) as RawFd
+    })
 }
 
 /// Why the real MMU could not be set up.
@@ -51,6 +60,8 @@ fn high_fd() -> i32 {
 pub enum SetupError {
     /// No userfaultfd.
     Open(OpenError),
+    /// A file in `/proc/self` that tells of our own memory cannot be opened.
+    Proc(ProcError),
     /// No address space for the space or the pool.
     Reserve(Errno),
     /// A range could not be registered; `EBUSY`: another userfaultfd has it.
@@ -63,6 +74,7 @@ impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open(error) => error.fmt(f),
+            Self::Proc(error) => error.fmt(f),
             Self::Reserve(errno) => write!(
                 f,
                 "cannot reserve address space ({errno}): raise the limit (ulimit -v unlimited)"
@@ -84,6 +96,7 @@ const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
 /// See the module's head.
 pub struct LinuxMmu {
     uffd: Uffd,
+    files: ProcFiles,
     space: Mapping,
     pool: Mapping,
     arenas: [OnceLock<Arena>; MAX_DEVICES],
@@ -101,6 +114,7 @@ impl LinuxMmu {
         let uffd = Uffd::open(FEATURES)
             .map_err(SetupError::Open)?
             .moved_up(high_fd());
+        let files = ProcFiles::open(high_fd()).map_err(SetupError::Proc)?;
         let mut last = Errno::NOMEM;
         let space = SPACES.into_iter().find_map(|len| {
             Mapping::anonymous(len, c"uhmm-space")
@@ -117,6 +131,7 @@ impl LinuxMmu {
         }
         let mmu = Self {
             uffd,
+            files,
             space,
             pool,
             arenas: [const { OnceLock::new() }; MAX_DEVICES],
@@ -163,6 +178,7 @@ impl LinuxMmu {
     pub fn set_up_in_child(&self) -> Result<(), SetupError> {
         let _ = self.stats.reclaim_after_fork();
         self.uffd.renew(FEATURES).map_err(SetupError::Open)?;
+        self.files.renew().map_err(SetupError::Proc)?;
         self.register_slots(self.pool.address()..self.pool.address() + self.pool.len())?;
         let mut arenas = self.arenas.iter().filter_map(OnceLock::get);
         arenas.try_for_each(|arena| self.register_slots(arena.range()))
@@ -171,6 +187,13 @@ impl LinuxMmu {
     /// The userfaultfd, for the engines.
     pub fn uffd(&self) -> &Uffd {
         &self.uffd
+    }
+
+    /// The numbers of all our descriptors, which nobody else may close or use.
+    pub fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
+        let files = [self.files.pagemap(), self.files.mem()];
+        let [pagemap, mem] = files.map(|file| file.as_raw_fd());
+        [self.uffd.fd().as_raw_fd(), pagemap, mem]
     }
 
     /// Where the counters live.
@@ -298,11 +321,11 @@ impl LinuxMmu {
     /// core moves pages only to where there is none, so a page that is at the destination and not
     /// at the source has been moved by this very call.
     fn moved_all_the_same(&self, from: usize, to: usize, pages: usize) -> usize {
-        let there = match first_present(to, pages) {
+        let there = match self.first_present(to, pages) {
             Some(there) if there.start == to => there.len() / PAGE_SIZE,
             _ => 0,
         };
-        let moved = match first_present(from, there) {
+        let moved = match self.first_present(from, there) {
             Some(left) => (left.start - from) / PAGE_SIZE,
             None => there,
         };
@@ -336,10 +359,28 @@ impl LinuxMmu {
         })
     }
 
+    /// Calls `each` with every maximal range of present bytes within `range`, in ascending order.
+    fn scan_present(&self, range: Range<usize>, mut each: impl FnMut(Range<usize>)) {
+        let any = pagemap::PRESENT | pagemap::SWAPPED;
+        let file = self.files.pagemap();
+        if let Err(errno) = pagemap::scan_in(file, range, any, |found, _| each(found)) {
+            scan_failed(errno);
+        }
+    }
+
+    /// The first range of present bytes within `pages` pages from `address` on.
+    fn first_present(&self, address: usize, pages: usize) -> Option<Range<usize>> {
+        let mut first = None;
+        self.scan_present(address..address + pages * PAGE_SIZE, |found| {
+            first.get_or_insert(found);
+        });
+        first
+    }
+
     /// Makes the present pages of `range` private to this process again after a fork. Missing ones
     /// are not touched: that would wait for ourselves.
     fn populate_present(&self, range: Range<usize>) {
-        let scanned = pagemap::scan(range, pagemap::PRESENT | pagemap::SWAPPED, |found, _| {
+        self.scan_present(range, |found| {
             // SAFETY: present pages of our own mappings; a private copy changes no bytes.
             let _ = unsafe {
                 mm::madvise(
@@ -349,7 +390,6 @@ impl LinuxMmu {
                 )
             };
         });
-        debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
     }
 
     /// Moves frames from the pool or an arena into the space.
@@ -393,15 +433,20 @@ fn bytes(pages: PageRange) -> Range<usize> {
     pages.start.address()..pages.end().address()
 }
 
-/// The first range of present bytes within `pages` pages from `address` on.
-fn first_present(address: usize, pages: usize) -> Option<Range<usize>> {
-    let mut first = None;
-    let range = address..address + pages * PAGE_SIZE;
-    let scanned = pagemap::scan(range, pagemap::PRESENT | pagemap::SWAPPED, |found, _| {
-        first.get_or_insert(found);
-    });
-    debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
-    first
+/// Ends the process. A page that is taken for absent is taken for zeros next, so there is no going on
+/// without an answer. No memory is allocated for the message: the caller may be an allocation.
+fn scan_failed(errno: Errno) -> ! {
+    let mut line = [0; 160];
+    let mut rest = &mut line[..];
+    let _ = writeln!(
+        rest,
+        "uhmm: cannot ask the kernel what is mapped (PAGEMAP_SCAN: errno {}); stopping rather than \
+         losing data",
+        errno.raw_os_error()
+    );
+    let left = rest.len();
+    let written = &line[..line.len() - left];
+    die_plainly(str::from_utf8(written).unwrap_or("uhmm: PAGEMAP_SCAN failed\n"))
 }
 
 /// What to do after a call that did not do all.
@@ -516,15 +561,7 @@ impl Mmu for LinuxMmu {
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
-        use rustix::fs::{Mode, OFlags, open};
-        // This file reads what the page's protection hides from everyone else.
-        open(
-            "/proc/self/mem",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .and_then(|memory| io::pread(&memory, &mut to.0[..], page.address() as u64))
-        .is_ok_and(|read| read == PAGE_SIZE)
+        self.files.read(page.address(), &mut to.0[..])
     }
 
     /// Not for a tracked page: populating it for writing is a write to it, which waits for a handler
@@ -566,17 +603,12 @@ impl Mmu for LinuxMmu {
     }
 
     fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
-        let scanned = pagemap::scan(
-            bytes(pages),
-            pagemap::PRESENT | pagemap::SWAPPED,
-            |found, _| {
-                each(PageRange::new(
-                    PageNo::containing(found.start),
-                    found.len() / PAGE_SIZE,
-                ));
-            },
-        );
-        debug_assert!(scanned.is_ok(), "PAGEMAP_SCAN: {scanned:?}");
+        self.scan_present(bytes(pages), |found| {
+            each(PageRange::new(
+                PageNo::containing(found.start),
+                found.len() / PAGE_SIZE,
+            ));
+        });
     }
 
     fn with_frame(&self, frame: &Frame, with: &mut dyn FnMut(&mut PageData)) {

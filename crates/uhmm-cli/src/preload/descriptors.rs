@@ -1,18 +1,23 @@
-//! Keeps the program's hands off our userfaultfd.
+//! Keeps the program's hands off our descriptors: the userfaultfd, and the files about our own memory.
 //!
-//! Daemons close every descriptor, whether they opened it or not. If ours went, every page that is
-//! not in RAM would read as zero. So our descriptor does not exist for the program: closing it
-//! fails as for one that is not open, and a range of closes goes around it.
+//! Daemons close every descriptor, whether they opened it or not. If the userfaultfd went, every page
+//! that is not in RAM would read as zero; without the files, or with another file under one of their
+//! numbers, nobody knows any more what is mapped. So our descriptors do not exist for the program:
+//! closing one fails as for one that is not open, and a range of closes goes around them.
 
 use super::calls::{status, system};
 use super::start::space;
 use libc::{c_int, c_uint};
-use rustix::fd::AsRawFd;
 use std::io;
+use uhmm_linux::mmu::DESCRIPTORS;
 
-/// Our descriptor's number, or one that no descriptor has.
-fn ours() -> c_int {
-    space().map_or(-1, |space| space.core().mmu().uffd().fd().as_raw_fd())
+/// Our descriptors' numbers, or such as no descriptor has.
+fn ours() -> [c_int; DESCRIPTORS] {
+    space().map_or([-1; DESCRIPTORS], |space| space.core().mmu().descriptors())
+}
+
+fn is_ours(fd: c_int) -> bool {
+    fd >= 0 && ours().contains(&fd)
 }
 
 fn not_open() -> c_int {
@@ -22,7 +27,7 @@ fn not_open() -> c_int {
 /// POSIX `close`.
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
-    if fd >= 0 && fd == ours() {
+    if is_ours(fd) {
         return not_open();
     }
     // SAFETY: the caller's own call.
@@ -37,22 +42,22 @@ pub extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_in
         // SAFETY: the caller's own call, or a part of it.
         unsafe { system(libc::SYS_close_range, arguments) as c_int }
     };
-    match c_uint::try_from(ours()) {
-        Ok(ours) if (first..=last).contains(&ours) => {
-            let before = if first < ours {
-                range(first, ours - 1)
-            } else {
-                0
-            };
-            let after = if ours < last {
-                range(ours + 1, last)
-            } else {
-                0
-            };
-            if before == 0 { after } else { before }
+    let mut hidden = ours();
+    hidden.sort_unstable();
+    let hidden = hidden.iter().filter_map(|&fd| c_uint::try_from(fd).ok());
+    // A range that is not one is for the kernel to refuse.
+    let mut result = if first > last { range(first, last) } else { 0 };
+    let mut rest = first;
+    for fd in hidden.filter(|fd| (first..=last).contains(fd)) {
+        if rest < fd {
+            result = result.min(range(rest, fd - 1));
         }
-        _ => range(first, last),
+        rest = fd + 1;
     }
+    if rest <= last {
+        result = result.min(range(rest, last));
+    }
+    result
 }
 
 /// The BSD `closefrom`.
@@ -64,7 +69,7 @@ pub extern "C" fn closefrom(first: c_int) {
 /// POSIX `dup2`.
 #[unsafe(no_mangle)]
 pub extern "C" fn dup2(from: c_int, to: c_int) -> c_int {
-    if from >= 0 && from == to && from != ours() {
+    if from >= 0 && from == to && !is_ours(from) {
         // SAFETY: asks whether the descriptor is open, which is all that this case of dup2 does.
         let open = unsafe { libc::fcntl(from, libc::F_GETFD) } >= 0;
         return if open { to } else { -1 };
@@ -75,7 +80,7 @@ pub extern "C" fn dup2(from: c_int, to: c_int) -> c_int {
 /// Linux `dup3`.
 #[unsafe(no_mangle)]
 pub extern "C" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
-    if from.min(to) >= 0 && (from == ours() || to == ours()) {
+    if from.min(to) >= 0 && (is_ours(from) || is_ours(to)) {
         return not_open();
     }
     let arguments = [from as usize, to as usize, flags as usize, 0, 0, 0];

@@ -135,6 +135,29 @@ static void small(void) {
     if (write(STDOUT_FILENO, bad, 1) != -1 || errno != EFAULT) fail("write of a bad address");
 }
 
+// Closes every descriptor, as daemons do, and uses every number for a file, while memory is in all
+// states.
+static void descriptors(void) {
+    fill(at, pages, 6, 0);
+    for (int fd = 3; fd < 1024; fd++) close(fd);
+    must(close_range(3, ~0U, 0) == 0);
+    check(at, pages, 6, 0, "after closing everything");
+    closefrom(3);
+    fill(at, pages, 7, 0);
+    int file = open("/proc/self/exe", O_RDONLY);
+    must(file == 3);
+    for (int fd = 4; fd < 1024; fd++) dup2(file, fd);
+    check(at, pages, 7, 0, "with a file under every number");
+    must(mprotect(at, pages / 2 * PAGE, PROT_READ) == 0);
+    press();
+    check(at, pages, 7, 0, "read-only, with a file under every number");
+    must(mprotect(at, pages / 2 * PAGE, PROT_READ | PROT_WRITE) == 0);
+    must(close_range(3, 899, 0) == 0 && close_range(900, ~0U, 0) == 0);
+    errno = 0;
+    must(close_range(5, 4, 0) == -1 && errno == EINVAL);
+    check(at, pages, 7, 0, "after closing everything again");
+}
+
 int main(int argc, char **argv) {
     pages = mib_wanted(argc, argv, 64) * MIB / PAGE;
     at = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -147,5 +170,6 @@ int main(int argc, char **argv) {
     must(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
     stream(ends, "through a socket");
     small();
+    descriptors();
     puts("OK io");
 }

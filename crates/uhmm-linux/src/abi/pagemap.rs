@@ -1,10 +1,15 @@
 //! `PAGEMAP_SCAN` (Linux 6.7): what is really mapped, in bulk.
 
 use linux_raw_sys::general::{page_region, pm_scan_arg};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io;
+use rustix::io::{self, Errno};
 use rustix::ioctl::{Updater, ioctl, opcode};
+use std::ffi::CStr;
 use std::ops::Range;
+
+/// The file to scan, of the process that opens it.
+pub const PATH: &CStr = c"/proc/self/pagemap";
 
 const PAGEMAP_SCAN: rustix::ioctl::Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 
@@ -17,21 +22,29 @@ pub const ZERO_PAGE: u64 = 1 << 5;
 /// The page is part of a huge mapping.
 pub const HUGE: u64 = 1 << 6;
 
-/// Calls `each` with every maximal range of bytes in `range` whose pages are in any of the
-/// categories `any`, and the categories that they share, in ascending order.
+/// As [`scan_in`], in a file opened for this call. For probes and tests: a space keeps its file open
+/// ([`ProcFiles`](crate::proc_files::ProcFiles)).
 ///
 /// # Errors
-/// What opening `/proc/self/pagemap` or the scan return; `ENOTTY` before Linux 6.7.
-pub fn scan(
+/// What opening [`PATH`] returns, and as [`scan_in`].
+pub fn scan(range: Range<usize>, any: u64, each: impl FnMut(Range<usize>, u64)) -> io::Result<()> {
+    let pagemap = open(PATH, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    scan_in(pagemap.as_fd(), range, any, each)
+}
+
+/// Calls `each` with every maximal range of bytes in `range` whose pages are in any of the
+/// categories `any`, and the categories that they share, in ascending order. `pagemap` is [`PATH`],
+/// opened by this process itself: after a fork, one that was opened before is about the parent.
+///
+/// # Errors
+/// What the scan returns, `EINTR` excepted; `ENOTTY` before Linux 6.7. `each` has then been called
+/// for a part of the range, and what it was not called for is unknown.
+pub fn scan_in(
+    pagemap: BorrowedFd<'_>,
     range: Range<usize>,
     any: u64,
     mut each: impl FnMut(Range<usize>, u64),
 ) -> io::Result<()> {
-    let pagemap = open(
-        "/proc/self/pagemap",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
     let mut regions = [page_region {
         start: 0,
         end: 0,
@@ -55,8 +68,12 @@ pub fn scan(
         };
         // SAFETY: the argument is the structure of this request; the kernel writes to it and to
         // `regions`, which outlives the call.
-        let found = unsafe { ioctl(&pagemap, ScanUpdater::new(&mut arg)) };
-        let found = found.map(|count| count as usize)?;
+        let found = match unsafe { ioctl(pagemap, ScanUpdater::new(&mut arg)) } {
+            Ok(count) => count as usize,
+            // Nothing was told of this part: it is scanned again.
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
         for region in &regions[..found] {
             each(
                 region.start as usize..region.end as usize,

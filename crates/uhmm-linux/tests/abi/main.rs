@@ -4,6 +4,7 @@ mod arena;
 mod common;
 mod events;
 mod moves;
+mod proc_files;
 mod tracking;
 
 use common::{
