@@ -91,7 +91,14 @@ impl<M: Mmu> Space<M> {
     pub(crate) fn drop_mapped(&self, page: PageNo, at: DeviceAddr) {
         let mut data = [PageData::ZERO];
         let memory_type = self.device(at.device).memory_type();
-        let keeps = memory_type.keeps_bytes() && self.mmu.peek(page, &mut data[0]);
+        let mut there = false;
+        self.mmu
+            .present(PageRange::new(page, 1), &mut |_| there = true);
+        let keeps = memory_type.keeps_bytes() && there;
+        // A page that is there can be read, sooner or later.
+        while keeps && !self.mmu.peek(page, &mut data[0]) {
+            self.nap();
+        }
         self.mmu.discard(PageRange::new(page, 1));
         let mut copy_home = |home: &mut PageData| home.0.copy_from_slice(&data[0].0);
         while keeps && !self.mmu.with_arena(at, &mut copy_home) {
