@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: all that must pass besides the tests.
 
 use crate::step::{Steps, cargo};
-use crate::{Outcome, check, programs};
+use crate::{Outcome, check, mutants, programs};
 use std::process::Stdio;
 
 /// Runs every step, and says at the end which failed.
@@ -35,6 +35,8 @@ pub fn ci() -> Outcome {
         "tests of xtask",
         &mut cargo(&["test", "--release", "--package", "xtask"]),
     );
+    // That they are caught takes too long for here: `cargo xtask mutants`.
+    steps.work("mutants fit the source", mutants_fit);
     // `cargo test` has run the programs on lz4; here it is the other device's turn.
     for device in programs::DEVICES.iter().filter(|device| **device != "lz4") {
         steps.command(
@@ -51,6 +53,10 @@ pub fn ci() -> Outcome {
         );
     }
     steps.finish()
+}
+
+fn mutants_fit() -> Outcome {
+    mutants::run(&[], true)
 }
 
 fn has_cargo_deny() -> bool {

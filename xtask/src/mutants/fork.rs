@@ -18,6 +18,18 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "R16",
+        what: "a tracked write during a fork is not put on the log",
+        edits: &[edit(
+            FORK,
+            "        self.fork_log.len.store(next + 1, Release);\n",
+            "        if !from.is_empty() {
+            self.fork_log.len.store(next + 1, Release);
+        }\n",
+        )],
+        tests: rules("r16_a_tracked_write_during"),
+    },
+    Mutant {
+        rule: "R16",
         what: "faults are served while threads are still inside, and the log emptied after",
         edits: &[
             edit(
@@ -39,8 +51,28 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page served during a fork stays on its device as well",
         edits: &[edit(
             FORK,
-            "State::Private(at) => self.devices[usize::from(at.device)].bury(at.page),",
-            "",
+            "            State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),",
+            "            State::Coherent(at) => self.device(at.device).bury(at.page),",
+        )],
+        tests: rules("r16_faults_during"),
+    },
+    Mutant {
+        rule: "R16",
+        what: "a mapped device page that is served zeros during a fork stays in use",
+        edits: &[edit(
+            FORK,
+            "            State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),",
+            "            State::Private(at) => self.device(at.device).bury(at.page),",
+        )],
+        tests: rules("r16_"),
+    },
+    Mutant {
+        rule: "R16",
+        what: "a fault during a fork is served zeros for a page of a device",
+        edits: &[edit(
+            FORK,
+            "                &scratch.pages[..1]\n            }\n            State::Limbo(slot) => {",
+            "                &ZEROS[..1]\n            }\n            State::Limbo(slot) => {",
         )],
         tests: rules("r16_faults_during"),
     },
@@ -56,6 +88,12 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "R16",
+        what: "the child relies on duplicates that it was not told of writes to",
+        edits: &[edit(FORK, "        self.forget_duplicates();\n", "")],
+        tests: rules("r16_the_child_forgets"),
+    },
+    Mutant {
+        rule: "R16",
         what: "programs change their ranges while the gate is closed",
         edits: &[edit(
             GATE,
@@ -63,5 +101,11 @@ pub const MUTANTS: &[Mutant] = &[
             "            if true {\n                return Some(pass);",
         )],
         tests: rules("r16_a_closed"),
+    },
+    Mutant {
+        rule: "R16",
+        what: "a fork does not wait for migrations",
+        edits: &[edit(GATE, "        wait_out(&self.internal, mmu);\n", "")],
+        tests: rules("r16_a_fork_waits"),
     },
 ];

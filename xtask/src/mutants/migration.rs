@@ -1,18 +1,29 @@
-//! R5 to R7: what a migration leaves as it was, and what is not moved at all.
+//! R5 to R7: what faults, reclaim and moved ranges leave as it was, and what they do not move.
 
 use super::table::{Mutant, edit, rules};
 
+const CLAIMS: &str = "crates/uhmm-core/src/claims.rs";
 const CLEAN: &str = "crates/uhmm-core/src/reclaim/clean.rs";
 const FAULT: &str = "crates/uhmm-core/src/fault.rs";
-const MIGRATE: &str = "crates/uhmm-core/src/migrate.rs";
 const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
 const UNMAP: &str = "crates/uhmm-core/src/reclaim/unmap.rs";
+
+/// What `unmap_some` looks for, and what it does with a page that does not fit.
+const COLD: &str =
+    "                        matches!(state, State::System { referenced: false, duplicate }
+                            if duplicate.is_some() == clean)";
+const CANDIDATE: &str = "                State::System { duplicate, .. } => {
+                    let Some(block)";
 
 pub const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "R5",
         what: "a dropped run restores nothing",
-        edits: &[edit(MIGRATE, "        self.truncate(0);\n", "")],
+        edits: &[edit(
+            CLAIMS,
+            "    fn drop(&mut self) {\n        self.truncate(0);",
+            "    fn drop(&mut self) {\n        self.len = self.done;",
+        )],
         tests: rules("r5_an_installation"),
     },
     Mutant {
@@ -36,7 +47,7 @@ pub const MUTANTS: &[Mutant] = &[
             "Err((copied, _)) => run.truncate(copied),",
             "Err(_) => {}",
         )],
-        tests: rules("r5_a_copy"),
+        tests: rules("r5_a_copy_that"),
     },
     Mutant {
         rule: "R5",
@@ -53,23 +64,26 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page without room on a device gives its frame up",
         edits: &[edit(
             CLEAN,
-            "        let Ok(at) = stored else { return false };",
-            "        let Ok(at) = stored else {
-            self.pool.put_free(frame);
-            return false;
-        };",
+            "                self.pool.put_free(frame);
+                stored += 1;
+            }",
+            "                self.pool.put_free(frame);
+                stored += 1;
+            } else {
+                self.pool.put_free(frame);
+            }",
         )],
         tests: rules("r5_a_store"),
     },
     Mutant {
         rule: "R5",
-        what: "a page found present while it is discarded is not charged",
+        what: "a page that was mapped behind our back is not charged when it is touched",
         edits: &[edit(
             FAULT,
             "            self.pool.charge_existing(1, self.stats());\n            1\n",
             "            1\n",
         )],
-        tests: rules("r5_a_fault_in"),
+        tests: rules("r5_a_page_that_was_mapped"),
     },
     Mutant {
         rule: "R5",
@@ -96,10 +110,42 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page whose bytes were copied out of its frame is not charged",
         edits: &[edit(
             RANGES,
-            "        space.pool.charge_existing(1, space.stats());\n        target.settle",
-            "        target.settle",
+            "        space.pool.charge_existing(1, space.stats());
+        target.settle(1, |_| State::system(false));
+        run.settle(1, |_| State::None);
+        space.pool",
+            "        target.settle(1, |_| State::system(false));
+        run.settle(1, |_| State::None);
+        space.pool",
         )],
         tests: rules("r5_moving_a_range"),
+    },
+    Mutant {
+        rule: "R5",
+        what: "a mapped device page whose bytes were copied elsewhere is not charged",
+        edits: &[edit(
+            RANGES,
+            "        space.pool.charge_existing(1, space.stats());
+        target.settle(1, |_| State::system(false));
+        run.settle(1, |_| State::None);
+        space.device",
+            "        target.settle(1, |_| State::system(false));
+        run.settle(1, |_| State::None);
+        space.device",
+        )],
+        tests: rules("a_coherent_page_that_cannot_be_moved"),
+    },
+    Mutant {
+        rule: "R5",
+        what: "a mapped device page that moves stays at its old place's entry",
+        edits: &[edit(
+            RANGES,
+            "                    if progress > 0 {
+                        space.device(at.device).set_owner(at.page, to);
+                    }",
+            "",
+        )],
+        tests: rules("a_moved_coherent_page"),
     },
     Mutant {
         rule: "R6",
@@ -107,18 +153,23 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             edit(
                 UNMAP,
-                "                State::System { referenced: false } => {",
-                "                State::Poisoned | State::System { referenced: false } => {",
+                CANDIDATE,
+                "                State::System { .. } | State::Poisoned => {
+                    let duplicate = match seen.state() {
+                        State::System { duplicate, .. } => duplicate,
+                        _ => None,
+                    };
+                    let Some(block)",
             ),
             edit(
                 UNMAP,
-                "let cold = |_, state| state == State::System { referenced: false };",
-                "let cold = |_, state| {
-                        matches!(state, State::Poisoned | State::System { referenced: false })
-                    };",
+                COLD,
+                "                        state == State::Poisoned
+                            || matches!(state, State::System { referenced: false, duplicate }
+                            if duplicate.is_some() == clean)",
             ),
         ],
-        tests: rules("r6_"),
+        tests: rules("r6_holes_and_lost"),
     },
     Mutant {
         rule: "R6",
@@ -126,15 +177,20 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             edit(
                 UNMAP,
-                "                State::System { referenced: false } => {",
-                "                State::None | State::System { referenced: false } => {",
+                CANDIDATE,
+                "                State::System { .. } | State::None => {
+                    let duplicate = match seen.state() {
+                        State::System { duplicate, .. } => duplicate,
+                        _ => None,
+                    };
+                    let Some(block)",
             ),
             edit(
                 UNMAP,
-                "let cold = |_, state| state == State::System { referenced: false };",
-                "let cold = |_, state| {
-                        matches!(state, State::None | State::System { referenced: false })
-                    };",
+                COLD,
+                "                        state == State::None
+                            || matches!(state, State::System { referenced: false, duplicate }
+                            if duplicate.is_some() == clean)",
             ),
             // Or the search would never end.
             edit(
@@ -143,7 +199,19 @@ pub const MUTANTS: &[Mutant] = &[
                 "Stop::Absent => false,",
             ),
         ],
-        tests: rules("r6_"),
+        tests: rules("r6_holes_and_lost"),
+    },
+    Mutant {
+        rule: "R6",
+        what: "holes beside a page are offered with it",
+        edits: &[edit(
+            UNMAP,
+            COLD,
+            "                        state == State::None
+                            || matches!(state, State::System { referenced: false, duplicate }
+                            if duplicate.is_some() == clean)",
+        )],
+        tests: rules("r6_a_hole_beside"),
     },
     Mutant {
         rule: "R7",
@@ -160,16 +228,16 @@ pub const MUTANTS: &[Mutant] = &[
                 "!self.mmu.peek",
             ),
         ],
-        tests: rules("r7_a_pinned"),
+        tests: rules("r7_a_pinned_page_stays_and"),
     },
     Mutant {
         rule: "R7",
         what: "a read-only page is stored as zeros",
         edits: &[edit(
             UNMAP,
-            "        let Ok(at) = self.store(page, &scratch.pages[0]) else {",
+            "        let Some(at) = self.store_anywhere(page, &scratch.pages[0]) else {",
             "        scratch.pages[0] = crate::addr::PageData::ZERO;
-        let Ok(at) = self.store(page, &scratch.pages[0]) else {",
+        let Some(at) = self.store_anywhere(page, &scratch.pages[0]) else {",
         )],
         tests: rules("r7_a_page_that_may_not"),
     },
@@ -181,6 +249,16 @@ pub const MUTANTS: &[Mutant] = &[
             "Some(Stop::Busy) if !unshared => {",
             "Some(Stop::Busy) if !unshared && false => {",
         )],
-        tests: rules("r7_a_page_shared"),
+        tests: rules("r7_a_page_shared_after_a_fork_moves"),
+    },
+    Mutant {
+        rule: "R7",
+        what: "a fault brings a page in that another holds",
+        edits: &[edit(
+            FAULT,
+            "            if reference.count() > 2 {",
+            "            if false {",
+        )],
+        tests: rules("r7_a_held_page"),
     },
 ];

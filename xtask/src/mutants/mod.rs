@@ -6,33 +6,51 @@
 //! that fails, aborts or hangs has caught the mutant; one that does not compile, or whose text is no
 //! longer found in the source, is an error of the table.
 //!
+//! Mutants that change only bodies of functions share a build ([`weave`]); the others take a build
+//! each, which is most of the time of a whole run.
+//!
 //! To add one: a row in the file of its subject. Look for a change of a line or two that breaks the
 //! rule and nothing else, and for the narrowest filter: a mutant may make other tests hang.
 
+mod batch;
 mod devices;
+mod duplicates;
+mod failure;
 mod faults;
 mod fork;
+mod holds;
 mod lifetimes;
 mod migration;
+mod pagemap;
+mod pieces;
 mod pressure;
+mod request;
 mod runner;
 mod table;
 mod tree;
+mod weave;
 
 use crate::{Outcome, step};
-use runner::{End, Runner};
-use std::collections::BTreeMap;
+use batch::{Batch, End};
+use runner::Runner;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use table::{Mutant, Target};
+use table::Mutant;
 use tree::Tree;
 
 /// All mutants, in the order of the rules.
 const TABLES: &[&[Mutant]] = &[
     lifetimes::MUTANTS,
+    pagemap::MUTANTS,
     migration::MUTANTS,
+    request::MUTANTS,
+    holds::MUTANTS,
     devices::MUTANTS,
+    failure::MUTANTS,
     faults::MUTANTS,
+    duplicates::MUTANTS,
     fork::MUTANTS,
     pressure::MUTANTS,
 ];
@@ -47,23 +65,33 @@ pub fn run(filters: &[String], list: bool) -> Outcome {
     let folder = target_folder().join("mutants");
     let tree = Tree::copy(&step::root(), &folder.join("tree"))?;
     let runner = Runner::new(&tree, &folder.join("build"));
-    let limits = unbroken(&runner, &chosen)?;
-    let mut ends = Vec::new();
-    for mutant in &chosen {
-        let start = Instant::now();
-        let end = runner::broken(&tree, &runner, mutant, limits[&mutant.tests.target]);
-        report(mutant, &end, start.elapsed());
-        ends.push(end);
+    let ends = Mutex::new(Vec::new());
+    let tell = |mutant: &Mutant, end: &End, took| {
+        // One line at a time.
+        let mut ends = ends.lock().expect("nothing panics while it is held");
+        report(mutant, end, took);
+        ends.push(match end {
+            End::Caught(_) => "caught",
+            End::Survived { .. } => "survived",
+            End::Error(_) => "error",
+        });
+    };
+    let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.tests.target).collect();
+    for target in targets {
+        let rows = (1..).zip(chosen.iter().copied());
+        let rows: BTreeMap<_, _> = rows.filter(|(_, row)| row.tests.target == target).collect();
+        Batch::new(&tree, &runner, target, rows).run(tell)?;
     }
-    let count = |of: fn(&End) -> bool| ends.iter().filter(|end| of(end)).count();
-    let caught = count(|end| matches!(end, End::Caught(_)));
+    let ends = ends.into_inner().expect("nothing panics while it is held");
+    let count = |word| ends.iter().filter(|end| **end == word).count();
     println!(
-        "mutants: {caught} caught, {} survived, {} errors, {:.0} s",
-        count(|end| matches!(end, End::Survived { .. })),
-        count(|end| matches!(end, End::Error(_))),
+        "mutants: {} caught, {} survived, {} errors, {:.0} s",
+        count("caught"),
+        count("survived"),
+        count("error"),
         begin.elapsed().as_secs_f64()
     );
-    Ok(caught == ends.len())
+    Ok(count("caught") == chosen.len())
 }
 
 /// A mutant is chosen by its rule (`R1` is not `R10`) or by a word of what it breaks.
@@ -86,10 +114,7 @@ fn show(chosen: &[&Mutant]) -> Outcome {
     let mut stale = 0;
     for mutant in chosen {
         println!("{:8} {}", mutant.rule, mutant.what);
-        for why in mutant.edits.iter().filter_map(|edit| {
-            let path = step::root().join(edit.file);
-            tree::edited(&path, edit).err()
-        }) {
+        if let Err(why) = tree::changed(&step::root(), mutant.edits) {
             println!("         error: {why}");
             stale += 1;
         }
@@ -119,25 +144,6 @@ fn rules_of(table: &str) -> impl Iterator<Item = &str> {
 /// All of them.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
     TABLES.iter().copied().flatten()
-}
-
-/// The tests as they are must pass. Returns how long each test target may take with a mutant.
-fn unbroken(runner: &Runner, chosen: &[&Mutant]) -> Result<BTreeMap<Target, Duration>, String> {
-    let mut limits = BTreeMap::new();
-    for mutant in chosen {
-        let target = mutant.tests.target;
-        if limits.contains_key(&target) {
-            continue;
-        }
-        let start = Instant::now();
-        let took = runner.all(target)?;
-        println!("{target} passes as it is ({:.0} s)", took.as_secs_f64());
-        let built = start.elapsed().saturating_sub(took);
-        println!("  built in {:.0} s", built.as_secs_f64());
-        // On a loaded machine a test that is merely slow must not pass for one that hangs.
-        limits.insert(target, runner::LIMIT.max(took * 4));
-    }
-    Ok(limits)
 }
 
 fn report(mutant: &Mutant, end: &End, took: Duration) {
@@ -203,5 +209,17 @@ mod tests {
                 assert_ne!(edit.find, edit.replace, "{}", mutant.what);
             }
         }
+    }
+
+    #[test]
+    fn the_table_fits_the_source() {
+        let root = step::root();
+        let stale: Vec<_> = mutants()
+            .filter_map(|mutant| {
+                let why = tree::changed(&root, mutant.edits).err()?;
+                Some(format!("{}: {}: {why}", mutant.rule, mutant.what))
+            })
+            .collect();
+        assert!(stale.is_empty(), "{}", stale.join("\n"));
     }
 }

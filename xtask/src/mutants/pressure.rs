@@ -23,12 +23,32 @@ pub const MUTANTS: &[Mutant] = &[
         tests: rules("r19_no_ram"),
     },
     Mutant {
+        rule: "R19",
+        what: "no room is told although nobody waits for any",
+        edits: &[edit(
+            RECLAIM,
+            "                    if pressure.waiters.load(SeqCst) > 0 {",
+            "                    if true {",
+        )],
+        tests: rules("r19_nobody_is_told"),
+    },
+    Mutant {
+        rule: "R19",
+        what: "duplicates keep a full device from taking anything",
+        edits: &[edit(
+            RECLAIM,
+            "no_room && self.shed_duplicates()",
+            "no_room && false",
+        )],
+        tests: rules("r19_reclaim_sheds"),
+    },
+    Mutant {
         rule: "reclaim",
         what: "a block with a page in a fault's hands leaves the queue for good",
         edits: &[edit(
             CLEAN,
-            "            queue.blocks.push_back(block);\n            return stored;",
-            "            return stored;",
+            "            queue.blocks.push_back(block);\n            return cleaned;",
+            "            return cleaned;",
         )],
         tests: rules("a_program_that_fits all_of_limbo").tried(6),
     },

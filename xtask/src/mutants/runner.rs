@@ -1,17 +1,15 @@
 //! Building a test program, running it, and what its output says.
 
-use super::table::{Mutant, Target, Tests};
+use super::table::{Target, Tests};
 use super::tree::Tree;
+use super::weave::VARIABLE;
 use crate::step::cargo;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// How long tests may take with a mutant, once it is built.
-pub const LIMIT: Duration = Duration::from_secs(60);
-
-/// How long all tests of a program may take without one.
+/// How long tests may take without a mutant.
 const LIMIT_UNBROKEN: Duration = Duration::from_secs(600);
 
 /// How the tests are built. Like `cargo test --release` in all that decides what they see (no
@@ -24,17 +22,6 @@ const PROFILE: &[&str] = &[
     "debug-assertions=false",
     "overflow-checks=false",
 ];
-
-/// What became of a mutant.
-#[derive(Debug)]
-pub enum End {
-    /// A test has seen it.
-    Caught(By),
-    /// No test has seen it; with debug assertions, which the ordinary tests do without, this does.
-    Survived { asserted: Option<By> },
-    /// The mutant is not as it should be: an error of the table.
-    Error(String),
-}
 
 /// How a mutant was caught, and in which test, as far as that can be told.
 #[derive(Debug, PartialEq)]
@@ -58,24 +45,9 @@ impl fmt::Display for By {
     }
 }
 
-/// Breaks the tree as `mutant` says, runs its tests, and mends the tree.
-pub fn broken(tree: &Tree, runner: &Runner, mutant: &Mutant, limit: Duration) -> End {
-    let run = || {
-        let _applied = tree.apply(mutant.edits)?;
-        let caught = runner.some(mutant.tests, Assertions::Off, limit)?;
-        Ok(match caught {
-            Some(by) => End::Caught(by),
-            None => End::Survived {
-                asserted: runner.some(mutant.tests, Assertions::On, limit)?,
-            },
-        })
-    };
-    run().unwrap_or_else(End::Error)
-}
-
 /// Whether debug assertions are built in.
 #[derive(Clone, Copy, PartialEq)]
-enum Assertions {
+pub enum Assertions {
     Off,
     On,
 }
@@ -95,38 +67,8 @@ impl Runner {
         }
     }
 
-    /// Runs all tests of `target`, which must pass; returns how long that took.
-    pub fn all(&self, target: Target) -> Result<Duration, String> {
-        let program = self.built(target, Assertions::Off)?;
-        let start = Instant::now();
-        match self.run(target, &program, &[], LIMIT_UNBROKEN)? {
-            Some(by) => Err(format!("{target} fails without any mutant: {by}")),
-            None => Ok(start.elapsed()),
-        }
-    }
-
-    /// Runs `tests` until they fail, or have been tried often enough.
-    fn some(
-        &self,
-        tests: Tests,
-        assertions: Assertions,
-        limit: Duration,
-    ) -> Result<Option<By>, String> {
-        let program = self.built(tests.target, assertions)?;
-        // One after the other: so the output tells in which test a process died.
-        let mut args = vec!["--test-threads=1"];
-        args.extend(tests.filter.split_whitespace());
-        for _ in 0..tests.tries {
-            let caught = self.run(tests.target, &program, &args, limit)?;
-            if caught.is_some() {
-                return Ok(caught);
-            }
-        }
-        Ok(None)
-    }
-
     /// Builds `target`; returns the test program.
-    fn built(&self, target: Target, assertions: Assertions) -> Result<PathBuf, String> {
+    pub fn build(&self, target: Target, assertions: Assertions) -> Result<Program, Unbuilt> {
         // Two profiles, so that neither build throws the other's artifacts away.
         let profile = match assertions {
             Assertions::Off => "mutants",
@@ -150,35 +92,89 @@ impl Runner {
         }
         let out = command
             .output()
-            .map_err(|why| format!("cargo test: {why}"))?;
+            .map_err(|why| Unbuilt(format!("error: cargo test: {why}")))?;
         if !out.status.success() {
-            let errors = first_error(&String::from_utf8_lossy(&out.stderr));
-            return Err(format!("{target} does not compile\n{errors}"));
+            return Err(Unbuilt(String::from_utf8_lossy(&out.stderr).into()));
         }
-        program(&String::from_utf8_lossy(&out.stdout), target.test)
-            .ok_or_else(|| format!("cargo names no test program for {target}"))
+        let path = program(&String::from_utf8_lossy(&out.stdout), target.test);
+        let path = path.ok_or_else(|| Unbuilt(format!("error: cargo names no {target}")))?;
+        Ok(Program {
+            path,
+            tree: self.tree.clone(),
+            target,
+        })
+    }
+}
+
+/// A test program that was not built: what cargo had to say.
+pub struct Unbuilt(pub String);
+
+impl Unbuilt {
+    /// The first error, without the warnings around it.
+    pub fn error(&self) -> String {
+        format!("does not compile\n{}", first_error(&self.0))
+    }
+}
+
+/// A test program.
+pub struct Program {
+    path: PathBuf,
+    tree: PathBuf,
+    target: Target,
+}
+
+impl Program {
+    /// Runs tests without a mutant, which must pass; returns how long that took.
+    pub fn unbroken(&self, filter: &str) -> Result<Duration, String> {
+        let start = Instant::now();
+        match self.run(filter, None, LIMIT_UNBROKEN)? {
+            Some(by) => Err(format!("{} fails without any mutant: {by}", self.target)),
+            None => Ok(start.elapsed()),
+        }
     }
 
-    /// Runs a test program; returns how it failed, if it did.
+    /// Runs tests, with the mutant of this number if there are several in the program, until they
+    /// fail or have been tried often enough.
+    pub fn broken(
+        &self,
+        tests: Tests,
+        mutant: Option<usize>,
+        limit: Duration,
+    ) -> Result<Option<By>, String> {
+        for _ in 0..tests.tries {
+            let caught = self.run(tests.filter, mutant, limit)?;
+            if caught.is_some() {
+                return Ok(caught);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Runs tests; returns how they failed, if they did.
     fn run(
         &self,
-        target: Target,
-        program: &Path,
-        args: &[&str],
+        filter: &str,
+        mutant: Option<usize>,
         limit: Duration,
     ) -> Result<Option<By>, String> {
         let start = Instant::now();
         // `timeout` puts the test and all that it starts into one process group, and kills that. It
         // does so too when we have been killed meanwhile.
-        let out = Command::new("timeout")
+        let mut command = Command::new("timeout");
+        command
             .args(["--signal=KILL", &limit.as_secs_f64().to_string()])
-            .arg(program)
-            .args(args)
-            .current_dir(&self.tree)
-            .output()
-            .map_err(|why| format!("timeout: {why}"))?;
+            .arg(&self.path)
+            // One after the other: so the output tells in which test a process died.
+            .arg("--test-threads=1")
+            .args(filter.split_whitespace())
+            .env_remove(VARIABLE)
+            .current_dir(&self.tree);
+        if let Some(number) = mutant {
+            command.env(VARIABLE, number.to_string());
+        }
+        let out = command.output().map_err(|why| format!("timeout: {why}"))?;
         judged(&out, start.elapsed() >= limit)
-            .map_err(|why| format!("{target} {}: {why}", args.join(" ")))
+            .map_err(|why| format!("{} {filter}: {why}", self.target))
     }
 }
 

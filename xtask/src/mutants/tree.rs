@@ -44,18 +44,52 @@ impl Tree {
         &self.root
     }
 
-    /// Makes all of `edits`, or none. They last as long as what is returned.
-    pub fn apply(&self, edits: &[Edit]) -> Result<Applied, String> {
+    /// Makes the files these. They last as long as what is returned.
+    pub fn write<'a>(
+        &self,
+        files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Applied, String> {
         let mut applied = Applied(Vec::new());
-        for edit in edits {
-            let path = self.root.join(edit.file);
-            let text = edited(&path, edit)?;
+        for (file, text) in files {
+            let path = self.root.join(file);
             let original = fs::read(&path).map_err(failed("cannot read", &path))?;
             applied.0.push((path.clone(), original));
             fs::write(&path, text).map_err(failed("cannot write", &path))?;
         }
         Ok(applied)
     }
+}
+
+/// A file that edits change.
+pub struct Changed {
+    /// From the root of the workspace.
+    pub file: &'static str,
+    /// Its text as it is.
+    pub from: String,
+    /// Its text with the edits.
+    pub to: String,
+}
+
+/// What `edits` make of the files under `root`, one after the other; or why they cannot be made.
+pub fn changed(root: &Path, edits: &[Edit]) -> Result<Vec<Changed>, String> {
+    let mut changed: Vec<Changed> = Vec::new();
+    for edit in edits {
+        let known = changed.iter().position(|change| change.file == edit.file);
+        let change = match known {
+            Some(known) => &mut changed[known],
+            None => {
+                let text = read(&root.join(edit.file), edit)?;
+                changed.push(Changed {
+                    file: edit.file,
+                    from: text.clone(),
+                    to: text,
+                });
+                changed.last_mut().expect("one was pushed")
+            }
+        };
+        change.to = edited(&change.to, edit)?;
+    }
+    Ok(changed)
 }
 
 /// Files as they were before they were edited; put back in the end.
@@ -71,27 +105,28 @@ impl Drop for Applied {
     }
 }
 
-/// The text of the file at `path` with `edit` made, or why it cannot be made.
-pub fn edited(path: &Path, edit: &Edit) -> Result<String, String> {
-    let stale = |why: &str| {
-        format!(
-            "stale: in {} {why}; the source has moved on: mend the mutant\n{}",
-            edit.file,
-            indented(edit.find)
-        )
-    };
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            return Err(stale("(there is no such file) this text is not there"));
-        }
-        Err(why) => return Err(failed("cannot read", path)(why)),
-    };
+fn read(path: &Path, edit: &Edit) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|why| match why.kind() {
+        io::ErrorKind::NotFound => stale(edit, "(there is no such file) this text is not there"),
+        _ => failed("cannot read", path)(why),
+    })
+}
+
+/// `text` with `edit` made, or why it cannot be made.
+fn edited(text: &str, edit: &Edit) -> Result<String, String> {
     match text.matches(edit.find).count() {
         1 => Ok(text.replacen(edit.find, edit.replace, 1)),
-        0 => Err(stale("this text is not there")),
-        times => Err(stale(&format!("this text is there {times} times"))),
+        0 => Err(stale(edit, "this text is not there")),
+        times => Err(stale(edit, &format!("this text is there {times} times"))),
     }
+}
+
+fn stale(edit: &Edit, why: &str) -> String {
+    format!(
+        "stale: in {} {why}; the source has moved on: mend the mutant\n{}",
+        edit.file,
+        indented(edit.find)
+    )
 }
 
 fn indented(text: &str) -> String {
@@ -141,7 +176,9 @@ mod tests {
             edit(FILE, "a = 1", "a = 3"),
             edit(FILE, "a = 3;\n", "a = 4;\n"),
         ];
-        let applied = scratch.0.apply(&edits).unwrap();
+        let changed = changed(scratch.0.root(), &edits).unwrap();
+        let texts = changed.iter().map(|change| (change.file, &*change.to));
+        let applied = scratch.0.write(texts).unwrap();
         assert_eq!(scratch.text(), TEXT.replace("a = 1", "a = 4"));
         drop(applied);
         assert_eq!(scratch.text(), TEXT);
@@ -150,16 +187,16 @@ mod tests {
     #[test]
     fn text_that_is_not_there_just_once_is_an_error() {
         let scratch = Scratch::new("once");
+        let root = scratch.0.root();
         for (find, why) in [("let c", "is not there"), ("let b = 2;", "2 times")] {
             let good = edit(FILE, "a = 1", "a = 3");
-            let error = scratch.0.apply(&[good, edit(FILE, find, "")]).err();
+            let error = changed(root, &[good, edit(FILE, find, "")]).err();
             let error = error.expect("an error of the table");
             for part in [why, FILE, find, "mend the mutant"] {
                 assert!(error.contains(part), "{error}");
             }
-            assert_eq!(scratch.text(), TEXT, "the good edit is undone");
         }
-        let error = scratch.0.apply(&[edit("src/gone.rs", "x", "y")]).err();
+        let error = changed(root, &[edit("src/gone.rs", "x", "y")]).err();
         assert!(error.unwrap().contains("no such file"));
     }
 

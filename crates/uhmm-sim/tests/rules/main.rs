@@ -13,6 +13,7 @@ mod fences;
 mod fork;
 mod holds;
 mod hook;
+mod latches;
 mod lifetimes;
 mod migrate_device;
 mod migrate_vma;
