@@ -22,7 +22,7 @@ pub const MUTANTS: &[Mutant] = &[
             "                    space.device(at.device).set_owner(at.page, to);\n                    1\n",
             "                    let _ = at;\n                    1\n",
         )],
-        tests: rules("r5_moving_a_range_keeps_its"),
+        tests: rules("r8_a_page_that_moves"),
     },
     Mutant {
         rule: "R8",

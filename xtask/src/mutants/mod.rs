@@ -6,8 +6,8 @@
 //! that fails, aborts or hangs has caught the mutant; one that does not compile, or whose text is no
 //! longer found in the source, is an error of the table.
 //!
-//! Mutants that change only bodies of functions share a build ([`weave`]); the others take a build
-//! each, which is most of the time of a whole run.
+//! Mutants that change only bodies of functions share a build ([`weave`]). Others have a build each,
+//! and one of those takes about as long as the tests of fifty.
 //!
 //! To add one: a row in the file of its subject. Look for a change of a line or two that breaks the
 //! rule and nothing else, and for the narrowest filter: a mutant may make other tests hang.
@@ -113,9 +113,9 @@ fn choose(filters: &[String]) -> Result<Vec<&'static Mutant>, String> {
 fn show(chosen: &[&Mutant]) -> Outcome {
     let mut stale = 0;
     for mutant in chosen {
-        println!("{:8} {}", mutant.rule, mutant.what);
+        println!("{:10} {}", mutant.rule, mutant.what);
         if let Err(why) = tree::changed(&step::root(), mutant.edits) {
-            println!("         error: {why}");
+            println!("           error: {why}");
             stale += 1;
         }
     }
@@ -162,7 +162,7 @@ fn report(mutant: &Mutant, end: &End, took: Duration) {
         End::Error(why) => ("ERROR", why.clone()),
     };
     println!(
-        "{:8} {word:8} {:5.1} s  {}: {detail}",
+        "{:10} {word:8} {:5.1} s  {}: {detail}",
         mutant.rule,
         took.as_secs_f64(),
         mutant.what

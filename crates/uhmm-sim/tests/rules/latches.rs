@@ -4,7 +4,7 @@ use crate::allocations::counted;
 use crate::duplicates::{duplicate, hint, read_again};
 use crate::rig::{
     CHUNK, COHERENT, Call as Driver, DEVICE_COHERENT, DEVICE_PRIVATE, PRIVATE, Recorder, SYSTEM,
-    Three, WATCHED, Was, args, number, small,
+    Three, WATCHED, Was, args, migrated, number, small,
 };
 use crate::world::{BASE, BUDGET, SimSpace, World, space, touch, with_reclaimer};
 use std::sync::Arc;
@@ -153,6 +153,54 @@ fn r6_a_hole_beside_a_page_is_not_taken_with_it() {
     assert_eq!(three.state(4), State::None);
     three.check_invariants();
     three.check_all();
+}
+
+#[test]
+fn r8_a_page_that_moves_is_found_at_its_new_place() {
+    for was in [Was::Private, Was::Coherent] {
+        let three = Three::new(64);
+        was.make(&three, 0, 4);
+        let first = three.on(0);
+        let inside = three.space.inside().unwrap();
+        inside
+            .relocate(PageRange::new(BASE, 4), number(32))
+            .unwrap();
+        drop(inside);
+        let migration = three
+            .space
+            .migrate_device_range(first.device, first.page, 4);
+        let found: Vec<_> = migration
+            .unwrap()
+            .selected()
+            .map(|page| page.page)
+            .collect();
+        assert_eq!(found, [32, 33, 34, 35].map(number));
+        three.check_invariants();
+    }
+}
+
+#[test]
+fn r9_a_page_does_not_go_to_memory_that_fails_just_before_the_end() {
+    for device in [DEVICE_PRIVATE, DEVICE_COHERENT] {
+        let three = Three::new(64);
+        three.write_all(0..4);
+        let mut migration = three.begin(0, 4, SYSTEM);
+        assert_eq!(migration.allocate(device), Ok(4));
+        let to = migration
+            .selected()
+            .nth(2)
+            .and_then(|page| page.destination);
+        let Some(Destination::Device(to)) = to else {
+            panic!("page 2 goes to {to:?}");
+        };
+        let migration = migration.copy().pages();
+        let failed = three.space.device_memory_failure(to);
+        assert_eq!(failed, Ok(Failure::Retired));
+        assert_eq!(migration.finalize(), migrated(3, 1));
+        assert!(Was::System.is(&three, 2));
+        three.check_all();
+        three.check_invariants();
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The rules of the design, each with a test that fails when it is broken. `docs/rules.md` lists
-//! them, with the mutation of the core that each test was seen to catch.
+//! them, and `cargo xtask mutants` breaks each.
 
 mod allocations;
 mod chunks;
