@@ -91,10 +91,7 @@ impl<M: Mmu> Space<M> {
     pub(crate) fn drop_mapped(&self, page: PageNo, at: DeviceAddr) {
         let mut data = [PageData::ZERO];
         let memory_type = self.device(at.device).memory_type();
-        let mut there = false;
-        self.mmu
-            .present(PageRange::new(page, 1), &mut |_| there = true);
-        let keeps = memory_type.keeps_bytes() && there;
+        let keeps = memory_type.keeps_bytes() && self.is_present(page);
         // A page that is there can be read, sooner or later.
         while keeps && !self.mmu.peek(page, &mut data[0]) {
             self.nap();

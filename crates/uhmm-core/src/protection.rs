@@ -5,6 +5,7 @@
 //! consistent), so that one of the two always sees the other. The eviction gives way at once; the
 //! application thread that changes a protection waits for it, and it is one page's work.
 
+use crate::addr::{PageData, PageNo};
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -32,7 +33,29 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What a page of a range that is not writable was found to be.
+pub(crate) enum Fixed {
+    /// Nothing is there: it was dropped behind our back.
+    Absent,
+    /// It was read; nobody can change it while its protection is held.
+    Read,
+    /// It is writable after all, or cannot be read now: it stays.
+    Leave,
+}
+
 impl<M: Mmu> Space<M> {
+    /// Reads a claimed page that cannot be moved, because its range is not writable. It may be dropped
+    /// afterwards, for as long as `_held` is.
+    pub(crate) fn read_fixed(&self, _held: &Held<'_>, page: PageNo, to: &mut PageData) -> Fixed {
+        if !self.is_present(page) {
+            Fixed::Absent
+        } else if self.mmu.is_writable(page) || !self.mmu.peek(page, to) {
+            Fixed::Leave
+        } else {
+            Fixed::Read
+        }
+    }
+
     /// Runs `change`, which changes the protection of pages of the space.
     pub fn change_protection<R>(&self, change: impl FnOnce() -> R) -> R {
         self.protection.changing.fetch_add(1, SeqCst);

@@ -262,7 +262,7 @@ impl<M: Mmu> Inside<'_, M> {
             }
             // What is mapped at a claimed entry that says None is not known to anyone.
             space.mmu.discard(target.pages());
-            if first.is_mapped() && self.is_missing(from) {
+            if first.is_mapped() && !space.is_present(from) {
                 // Dropped behind our back: it reads as zero, there and here.
                 run.settle(1, |_| State::None);
                 match first {
@@ -280,13 +280,6 @@ impl<M: Mmu> Inside<'_, M> {
             }
             std::thread::yield_now();
         }
-    }
-
-    fn is_missing(&self, page: PageNo) -> bool {
-        let mut missing = true;
-        let one = PageRange::new(page, 1);
-        self.space.mmu.present(one, &mut |_| missing = false);
-        missing
     }
 
     /// Moves mapped pages, which are made private to this process where they are not.

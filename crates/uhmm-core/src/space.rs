@@ -178,6 +178,14 @@ impl<M: Mmu> Space<M> {
         &self.stats().devices[usize::from(device)]
     }
 
+    /// Whether a page is mapped now, whatever its entry says.
+    pub(crate) fn is_present(&self, page: PageNo) -> bool {
+        let mut present = false;
+        let one = PageRange::new(page, 1);
+        self.mmu.present(one, &mut |_| present = true);
+        present
+    }
+
     /// The state of a page now; out of date as soon as it is read. For tests and reports.
     pub fn state(&self, page: PageNo) -> State {
         self.entries.state(page)

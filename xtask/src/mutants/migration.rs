@@ -2,6 +2,7 @@
 
 use super::table::{Mutant, edit, rules};
 
+const PROTECTION: &str = "crates/uhmm-core/src/protection.rs";
 const CLAIMS: &str = "crates/uhmm-core/src/claims.rs";
 const CLEAN: &str = "crates/uhmm-core/src/reclaim/clean.rs";
 const FAULT: &str = "crates/uhmm-core/src/fault.rs";
@@ -223,7 +224,7 @@ pub const MUTANTS: &[Mutant] = &[
                 "            Stop::Busy | Stop::Protected => scratch",
             ),
             edit(
-                UNMAP,
+                PROTECTION,
                 "self.mmu.is_writable(page) || !self.mmu.peek",
                 "!self.mmu.peek",
             ),

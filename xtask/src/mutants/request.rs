@@ -2,6 +2,7 @@
 
 use super::table::{Mutant, edit, rules};
 
+const PROTECTION: &str = "crates/uhmm-core/src/protection.rs";
 const COPY: &str = "crates/uhmm-core/src/migrate/copy.rs";
 const COLLECT: &str = "crates/uhmm-core/src/migrate/collect.rs";
 const DRIVER: &str = "crates/uhmm-core/src/pagemap/driver.rs";
@@ -402,9 +403,9 @@ pub const MUTANTS: &[Mutant] = &[
             Stop::Changing => {",
             ),
             edit(
-                COLLECT,
-                "space.mmu.is_writable(page) || !space.mmu.peek",
-                "!space.mmu.peek",
+                PROTECTION,
+                "self.mmu.is_writable(page) || !self.mmu.peek",
+                "!self.mmu.peek",
             ),
         ],
         tests: rules("r7_a_pinned_page_stays_with"),

@@ -9,6 +9,7 @@ use crate::frames::{BLOCK, first_slot};
 use crate::memory_type::MemoryType;
 use crate::mmu::{Mmu, Stop};
 use crate::pagemap::Held;
+use crate::protection::Fixed;
 use crate::space::Space;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -293,19 +294,16 @@ impl<'a, M: Mmu> Hands<'a, M> {
     /// read and dropped. The protection must not change meanwhile.
     fn take_bytes(&mut self, claimed: Single<'a, M>) {
         let space = self.space;
-        let Some(_fixed) = space.protection.hold() else {
+        let Some(held) = space.protection.hold() else {
             return;
         };
         let page = claimed.page();
-        let mut present = false;
         let one = PageRange::new(page, 1);
-        space.mmu.present(one, &mut |_| present = true);
-        if !present {
-            return self.take_odd(claimed, Stop::Absent);
-        }
         let mut data = Box::new(PageData::ZERO);
-        if space.mmu.is_writable(page) || !space.mmu.peek(page, &mut data) {
-            return;
+        match space.read_fixed(&held, page, &mut data) {
+            Fixed::Absent => return self.take_odd(claimed, Stop::Absent),
+            Fixed::Leave => return,
+            Fixed::Read => {}
         }
         space.mmu.discard(one);
         let charged = matches!(claimed.was(), State::System { .. });

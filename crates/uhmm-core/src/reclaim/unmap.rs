@@ -6,6 +6,7 @@ use crate::entry::State;
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, first_slot};
 use crate::mmu::{Mmu, Stop};
+use crate::protection::Fixed;
 use crate::space::Space;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -283,17 +284,14 @@ impl<M: Mmu> Space<M> {
     /// A page of a range that is not writable cannot be moved, but nobody can change it either: it
     /// is read, stored and dropped. The protection must not change meanwhile.
     fn evict_protected(&self, mut run: Run<'_, M>, scratch: &mut Scratch) -> bool {
-        let Some(_fixed) = self.protection.hold() else {
+        let Some(held) = self.protection.hold() else {
             return false;
         };
         let page = run.pages().start;
-        let mut present = false;
-        self.mmu.present(run.pages(), &mut |_| present = true);
-        if !present {
-            return self.forget_absent(run);
-        }
-        if self.mmu.is_writable(page) || !self.mmu.peek(page, &mut scratch.pages[0]) {
-            return false;
+        match self.read_fixed(&held, page, &mut scratch.pages[0]) {
+            Fixed::Absent => return self.forget_absent(run),
+            Fixed::Leave => return false,
+            Fixed::Read => {}
         }
         let Some(at) = self.store_anywhere(page, &scratch.pages[0]) else {
             return false;

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::yield_now;
 use uhmm_core::Space;
 use uhmm_core::addr::{DevicePage, PageData, PageNo, PageRange};
-use uhmm_core::device::{CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo, Fence};
+use uhmm_core::device::{CopyInError, CopyOutError, Device, DeviceInfo};
 use uhmm_core::entry::State;
 use uhmm_core::fault::{Access, Scratch};
 use uhmm_mirror::MirrorDevice;
 use uhmm_sim::{Fault, SimMmu};
+pub use uhmm_testkit::Shared;
 use uhmm_testkit::{FlakyDevice, Oracle};
 
 pub type SimSpace = Space<HookedMmu>;
@@ -49,47 +50,6 @@ impl Device for Unhurried {
 
     fn stored_bytes(&self) -> u64 {
         self.0.stored_bytes()
-    }
-}
-
-/// A device that the test keeps a hand on.
-pub struct Shared<D>(pub Arc<D>);
-
-impl<D: Device> Device for Shared<D> {
-    fn info(&self) -> DeviceInfo {
-        self.0.info()
-    }
-
-    fn copy_in(&self, page: DevicePage, from: &PageData) -> Result<(), CopyInError> {
-        self.0.copy_in(page, from)
-    }
-
-    fn copy_out(&self, page: DevicePage, to: &mut PageData) -> Result<(), CopyOutError> {
-        self.0.copy_out(page, to)
-    }
-
-    fn free(&self, page: DevicePage) {
-        self.0.free(page);
-    }
-
-    fn stored_bytes(&self) -> u64 {
-        self.0.stored_bytes()
-    }
-
-    fn copy_in_batch(&self, copies: &mut [CopyIn<'_>]) -> Option<Box<dyn Fence>> {
-        self.0.copy_in_batch(copies)
-    }
-
-    fn copy_out_batch(&self, copies: &mut [CopyOut<'_>]) -> Option<Box<dyn Fence>> {
-        self.0.copy_out_batch(copies)
-    }
-
-    fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
-        self.0.add_chunk(first, pages)
-    }
-
-    fn remove_chunk(&self, first: DevicePage, pages: u32) {
-        self.0.remove_chunk(first, pages);
     }
 }
 
