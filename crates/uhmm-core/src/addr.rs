@@ -57,6 +57,11 @@ pub struct PageRange {
 }
 
 impl PageRange {
+    /// Whether some page is in both.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
+
     /// `len` pages from `start` on.
     pub const fn new(start: PageNo, len: usize) -> Self {
         Self { start, len }

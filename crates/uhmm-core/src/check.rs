@@ -14,13 +14,17 @@ impl<M: Mmu> Space<M> {
     ///   one of the `held` pages that a driver has;
     /// - each pagemap's references are its pages in use, and its own while it is alive (R2);
     /// - each page in limbo has a frame of its own, in use and not free;
-    /// - the charge is the number of pages mapped, in limbo and free.
+    /// - the charge is the number of pages mapped, in limbo, exclusive and free;
+    /// - pins acquired are pins released and pins in entries (R12).
     pub fn check_invariants_but(&self, held: usize) {
         self.free_buried();
         let (mut system, mut limbo, mut duplicates) = (0, 0, 0);
+        let (mut exclusive, mut pins, mut pinned) = (0, 0, 0);
         let mut named = BTreeMap::<DeviceAddr, _>::new();
         self.entries.for_each_used(self.range(), |page, word| {
             let state = word.state();
+            pins += u64::from(word.pins());
+            pinned += u64::from(word.pins() > 0);
             match state {
                 State::System { duplicate, .. } => {
                     system += 1;
@@ -29,6 +33,10 @@ impl<M: Mmu> Space<M> {
                 State::Limbo(slot) => {
                     limbo += 1;
                     assert_eq!(self.pool.claim_limbo(slot).slot(), slot);
+                }
+                State::Exclusive { frame, .. } => {
+                    exclusive += 1;
+                    assert_eq!(self.pool.claim_limbo(frame).slot(), frame);
                 }
                 State::Migrating => panic!("{page:?} is in flight while nothing should be"),
                 State::None | State::Private(_) | State::Coherent(_) | State::Poisoned => {}
@@ -48,6 +56,18 @@ impl<M: Mmu> Space<M> {
             duplicates,
             "the count of duplicates adds up"
         );
+        let stats = self.stats();
+        assert_eq!(
+            stats.pins_acquired.get() + stats.page_gets.get(),
+            stats.pins_released.get() + stats.page_puts.get() + pins,
+            "what was pinned and not released is pinned (R12)"
+        );
+        assert_eq!(stats.pinned_pages.get(), pinned, "pinned pages add up");
+        assert_eq!(
+            self.pool.exclusive_frames(),
+            exclusive,
+            "a frame that was made exclusive is some page's"
+        );
         let in_limbo: u32 = self
             .pool
             .blocks()
@@ -56,7 +76,7 @@ impl<M: Mmu> Space<M> {
         assert_eq!(in_limbo, limbo, "a frame is held by no page");
         assert_eq!(
             self.pool.charged(),
-            system + limbo as usize + self.pool.free_frames(),
+            system + limbo as usize + exclusive + self.pool.free_frames(),
             "the charge is what exists"
         );
         let mut held_by_drivers = 0;

@@ -3,9 +3,12 @@
 //! A [`Run`] is neighbouring pages that are moved together, ended from the front; a [`Single`] is one
 //! page. Both end their claims by `settle`, and by restoring what is left when they are dropped. A
 //! restored page is exactly what it was, so whoever has changed its mapping must settle it instead.
+//!
+//! Pinned pages are not claimed (R7, R11), except by [`Single::claim_in_place`], for what leaves a page
+//! where it is.
 
 use crate::addr::{PageNo, PageRange};
-use crate::entry::{Claim, State};
+use crate::entry::{Claim, State, Word};
 use crate::frames::BLOCK;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -39,7 +42,8 @@ impl<'a, M: Mmu> Run<'a, M> {
         while run.len < most.min(room).min(BLOCK) {
             let page = start.plus(run.len);
             let seen = space.entries.load(page);
-            if seen.state() == State::Migrating || !select(run.len, seen.state()) {
+            if seen.state() == State::Migrating || seen.pins() > 0 || !select(run.len, seen.state())
+            {
                 break;
             }
             let Some(claim) = space.entries.claim(page, seen) else {
@@ -113,14 +117,28 @@ pub(crate) struct Single<'a, M: Mmu> {
 }
 
 impl<'a, M: Mmu> Single<'a, M> {
-    /// Claims `page` if `select` agrees to its state, and nobody else has it.
+    /// Claims `page` if `select` agrees to its state, it is not pinned, and nobody else has it.
     pub(crate) fn claim(
         space: &'a Space<M>,
         page: PageNo,
         select: impl Fn(State) -> bool,
     ) -> Option<Self> {
+        Self::claim_if(space, page, |seen| seen.pins() == 0 && select(seen.state()))
+    }
+
+    /// Claims `page`, pinned or not, if `select` agrees to its state and nobody else has it: for
+    /// something that leaves it where it is.
+    pub(crate) fn claim_in_place(
+        space: &'a Space<M>,
+        page: PageNo,
+        select: impl Fn(State) -> bool,
+    ) -> Option<Self> {
+        Self::claim_if(space, page, |seen| select(seen.state()))
+    }
+
+    fn claim_if(space: &'a Space<M>, page: PageNo, select: impl Fn(Word) -> bool) -> Option<Self> {
         let seen = space.entries.load(page);
-        if seen.state() == State::Migrating || !select(seen.state()) {
+        if seen.state() == State::Migrating || !select(seen) {
             return None;
         }
         let claim = space.entries.claim(page, seen)?;
@@ -142,6 +160,11 @@ impl<'a, M: Mmu> Single<'a, M> {
     /// What it was.
     pub(crate) fn was(&self) -> State {
         self.get().was()
+    }
+
+    /// Whether it is pinned.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.get().pins() > 0
     }
 
     /// The page now is `state`.

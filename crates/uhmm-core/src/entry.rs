@@ -4,22 +4,27 @@
 //!
 //! | bits | meaning |
 //! | --- | --- |
-//! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 4 Coherent, 6 Migrating, 7 Poisoned |
+//! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 4 Coherent, 5 Exclusive, 6 Migrating, 7 Poisoned |
 //! | 3 | referenced: spared once by reclaim (only System) |
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
 //! | 5 | duplicate: a device page still has the same bytes (only System) |
-//! | 32..64 | Limbo: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
+//! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned); Exclusive: the mirror that has it |
+//! | 32..64 | Limbo, Exclusive: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
 //!
-//! Tag 5 (Exclusive) is kept free for the state of that name. All that a waiter can wait for is in
-//! the low half, which is what a futex compares.
+//! All that a waiter can wait for is in the low half, which is what a futex compares.
 //!
 //! # Protocol
 //!
 //! Whoever changes what a page *is* first claims the entry: a compare-and-swap from a settled word
 //! to Migrating. Only the holder of the `Claim` takes it out of Migrating again, by
 //! `EntryTable::settle`, or back to where it was by `EntryTable::restore`. So a page is in the hands of one
-//! thread at a time, and no lock is held across copies and system calls. The one exception is a single
-//! compare-and-swap that clears the referenced bit.
+//! thread at a time, and no lock is held across copies and system calls. The exceptions are single
+//! compare-and-swaps on a settled word: one clears the referenced bit, two count pins up and down.
+//!
+//! A pinned page may be claimed only by who leaves it where it is ([`crate::claims`] sees to that),
+//! and its pins outlast the claim: `settle` keeps them. Who unpins a claimed page waits for the
+//! claim's end. So a pin is a promise that the page stays, whatever else is done to it: a claim that
+//! would move it either came first, and the pin waits, or finds it pinned, and lets it be (R11).
 //!
 //! Who meets Migrating does not wait in a fault handler: it sets the wanted bit and goes on. The
 //! claim's end sees the bit (it swaps the word) and wakes whoever faults or waits on the page.
@@ -53,6 +58,13 @@ pub enum State {
     Private(DeviceAddr),
     /// On a device, and mapped: the frame that the program touches is the device page.
     Coherent(DeviceAddr),
+    /// In RAM, unmapped, and a device's alone until the program touches it.
+    Exclusive {
+        /// The slot of the page's frame.
+        frame: FrameNo,
+        /// The number of the mirror that has it.
+        holder: u16,
+    },
     /// In flight: in the hands of one thread.
     Migrating,
     /// Lost by a device, and known to be lost.
@@ -81,6 +93,14 @@ impl State {
             _ => None,
         }
     }
+
+    /// Whether a page that is so may be pinned.
+    const fn takes_pins(self) -> bool {
+        matches!(
+            self,
+            Self::System { .. } | Self::Coherent(_) | Self::Poisoned
+        )
+    }
 }
 
 /// One entry's word. See the module's head for the layout.
@@ -91,7 +111,12 @@ const TAG: u64 = 7;
 const REFERENCED: u64 = 1 << 3;
 const WANTED: u64 = 1 << 4;
 const DUPLICATE: u64 = 1 << 5;
+const PIN_SHIFT: u32 = 6;
+const PINS: u64 = 0xffff << PIN_SHIFT;
 const MIGRATING: u64 = 6;
+
+/// The most pins that one page can have at a time.
+pub(crate) const MAX_PINS: u16 = u16::MAX;
 
 impl Word {
     pub(crate) const fn of(state: State) -> Self {
@@ -111,6 +136,9 @@ impl Word {
             State::Limbo(frame) => 2 | (frame.0 as u64) << 32,
             State::Private(at) => 3 | device_page(at),
             State::Coherent(at) => 4 | device_page(at),
+            State::Exclusive { frame, holder } => {
+                5 | (holder as u64) << PIN_SHIFT | (frame.0 as u64) << 32
+            }
             State::Migrating => MIGRATING,
             State::Poisoned => 7,
         })
@@ -135,9 +163,31 @@ impl Word {
             2 => State::Limbo(FrameNo(payload)),
             3 => State::Private(at),
             4 => State::Coherent(at),
+            5 => State::Exclusive {
+                frame: FrameNo(payload),
+                holder: self.pin_field(),
+            },
             MIGRATING => State::Migrating,
             _ => State::Poisoned,
         }
+    }
+
+    const fn pin_field(self) -> u16 {
+        ((self.0 & PINS) >> PIN_SHIFT) as u16
+    }
+
+    /// How many pins keep the page where it is.
+    pub(crate) const fn pins(self) -> u16 {
+        if self.state().takes_pins() {
+            self.pin_field()
+        } else {
+            0
+        }
+    }
+
+    /// This word with so many pins.
+    const fn pinned(self, pins: u16) -> Self {
+        Self(self.0 & !PINS | (pins as u64) << PIN_SHIFT)
     }
 }
 
@@ -227,10 +277,16 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         Some(Claim { page, was: seen })
     }
 
-    /// Ends `claim`: the page now is `state`. Wakes whoever waited for it.
+    /// Ends `claim`: the page now is `state`, with the pins that it had. Wakes whoever waited for it.
     pub(crate) fn settle<M: Mmu>(&self, claim: Claim, state: State, mmu: &M) {
         let word = self.word(claim.page);
-        let now = Word::of(state).0;
+        let mut settled = Word::of(state);
+        let pins = claim.was.pins();
+        if pins > 0 {
+            assert!(state.takes_pins(), "a pinned page stays: {state:?} (R11)");
+            settled = settled.pinned(pins);
+        }
+        let now = settled.0;
         self.count(claim.page, claimed_weight(claim.was.0), weight(now));
         let wanted = word.swap(now, AcqRel) & WANTED != 0;
         if wanted {
@@ -250,6 +306,47 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         let _ = self
             .word(page)
             .compare_exchange(seen.0, seen.0 & !REFERENCED, AcqRel, Relaxed);
+    }
+
+    /// Counts a pin of `page` if its entry is still `seen`, which is of a page that takes pins, and
+    /// fewer than [`MAX_PINS`].
+    pub(crate) fn pin(&self, page: PageNo, seen: Word) -> bool {
+        debug_assert!(seen.state().takes_pins() && seen.pins() < MAX_PINS);
+        let pinned = seen.pinned(seen.pins() + 1);
+        self.word(page)
+            .compare_exchange(seen.0, pinned.0, AcqRel, Relaxed)
+            .is_ok()
+    }
+
+    /// Takes a pin of `page` back, once nobody has the page in hand; returns whether it was the last.
+    pub(crate) fn unpin<M: Mmu>(&self, page: PageNo, mmu: &M) -> bool {
+        loop {
+            let seen = self.load(page);
+            if seen.state() == State::Migrating {
+                self.wait(page, mmu);
+                continue;
+            }
+            assert!(
+                seen.pins() > 0,
+                "{page:?} is unpinned more often than pinned (R12)"
+            );
+            let left = seen.pinned(seen.pins() - 1);
+            let done = self
+                .word(page)
+                .compare_exchange(seen.0, left.0, AcqRel, Relaxed)
+                .is_ok();
+            if done {
+                return left.pins() == 0;
+            }
+        }
+    }
+
+    /// Forgets all pins of `page`: in the child of a fork nobody has any.
+    pub(crate) fn forget_pins(&self, page: PageNo) {
+        let seen = self.load(page);
+        if seen.pins() > 0 {
+            self.word(page).store(seen.pinned(0).0, Release);
+        }
     }
 
     /// Asks to be woken when the migration that `seen` shows has ended. `false`: it has; look
@@ -338,6 +435,11 @@ impl Claim {
     pub(crate) fn was(&self) -> State {
         self.was.state()
     }
+
+    /// How many pins keep the page where it is.
+    pub(crate) fn pins(&self) -> u16 {
+        self.was.pins()
+    }
 }
 
 impl std::fmt::Debug for Word {
@@ -374,10 +476,24 @@ mod tests {
                 device: 0,
                 page: DevicePage(0),
             }),
+            State::Exclusive {
+                frame: FrameNo(u32::MAX),
+                holder: u16::MAX,
+            },
+            State::Exclusive {
+                frame: FrameNo(0),
+                holder: 0,
+            },
             State::Migrating,
             State::Poisoned,
         ] {
-            assert_eq!(Word::of(state).state(), state);
+            let word = Word::of(state);
+            assert_eq!((word.state(), word.pins()), (state, 0));
+            if state.takes_pins() {
+                let pinned = word.pinned(MAX_PINS);
+                assert_eq!((pinned.state(), pinned.pins()), (state, MAX_PINS));
+                assert_eq!(pinned.pinned(0), word);
+            }
         }
     }
 

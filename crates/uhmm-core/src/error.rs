@@ -1,5 +1,6 @@
 //! Errors of the core.
 
+use crate::gate::Refused;
 use crate::space::MIN_BUDGET_PAGES;
 use crate::stats::MAX_DEVICES;
 use std::fmt;
@@ -23,6 +24,8 @@ pub enum BuildError {
     NoAddressSpace,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
     /// A device wants chunks of a size that is no power of two, or below 512 pages.
     ChunkPages {
         /// The size asked for, in pages.
@@ -54,7 +57,8 @@ impl fmt::Display for BuildError {
                 f,
                 "a space takes {MAX_DEVICES} devices in its life, removed ones included: build a new one"
             ),
-            Self::Forking => f.write_str("the process is forking; try again"),
+            Self::Forking => f.write_str(Refused::FORKING),
+            Self::InNotifier => f.write_str(Refused::IN_NOTIFIER),
             Self::NoAddressSpace => f.write_str(
                 "no address space for the page tables: raise the limit on virtual memory \
                  (ulimit -v unlimited)",
@@ -74,6 +78,15 @@ impl fmt::Display for BuildError {
 
 impl std::error::Error for BuildError {}
 
+impl From<Refused> for BuildError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
+
 /// Why an operation on a range was not done. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeError {
@@ -81,15 +94,30 @@ pub enum RangeError {
     NotManaged,
     /// The program is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
+    /// Some of the range is pinned: it is neither dropped nor moved until the pins are released.
+    Pinned,
 }
 
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotManaged => "the range is not managed by this space",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
+            Self::Pinned => "some of the range is pinned: release the pins first",
         })
     }
 }
 
 impl std::error::Error for RangeError {}
+
+impl From<Refused> for RangeError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}

@@ -4,6 +4,8 @@
 use crate::addr::{DeviceAddr, DevicePage, PageNo};
 use crate::entry::State;
 use crate::fault::Scratch;
+use crate::gate::Refused;
+use crate::mirror::in_notifier;
 use crate::mmu::Mmu;
 use crate::pagemap::{AddChunkError, BATCH, DevPagemap};
 use crate::reclaim::Step;
@@ -55,6 +57,8 @@ pub enum RemoveError {
     NoSuchDevice,
     /// It was removed before.
     AlreadyRemoved,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
     /// The time was over first. Nothing new goes there, and another call goes on where this one ended.
     StillInUse(StillInUse),
 }
@@ -64,6 +68,7 @@ impl fmt::Display for RemoveError {
         match self {
             Self::NoSuchDevice => f.write_str("the space has no such device or chunk"),
             Self::AlreadyRemoved => f.write_str("it was removed before"),
+            Self::InNotifier => f.write_str(Refused::IN_NOTIFIER),
             Self::StillInUse(error) => error.fmt(f),
         }
     }
@@ -130,8 +135,7 @@ impl<M: Mmu> Space<M> {
     pub fn add_chunk(&self, device: u8, chunk: usize) -> Result<(), AddChunkError> {
         let memory = self.find_device(device);
         let memory = memory.ok_or(AddChunkError::NoSuchChunk)?;
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(AddChunkError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         memory.add_chunk(chunk, &|len| self.mmu.table(len))?;
         Ok(())
     }
@@ -197,6 +201,9 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
+        if in_notifier() {
+            return Err(RemoveError::InNotifier);
+        }
         let start = Instant::now();
         let memory = self.device(device);
         let _emptying = memory.begin_emptying();
@@ -302,7 +309,7 @@ impl<M: Mmu> Space<M> {
                 state == State::Migrating || state.device_page() == Some(at)
             };
             match memory.owner(page).filter(names_it) {
-                Some(_) if memory.count(page) > 1 => found.held += 1,
+                Some(owner) if memory.count(page) > 1 || self.is_pinned(owner) => found.held += 1,
                 Some(_) if memory.memory_type().migrates() => found.in_space += 1,
                 Some(_) => found.mapped += 1,
                 None => found.held += 1,

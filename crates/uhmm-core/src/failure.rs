@@ -3,9 +3,12 @@
 //! What is lost is poisoned: a touch of that page is a SIGBUS, of no other, and nobody reads zeros or
 //! old bytes in its place (R9). Where a device has a duplicate of a page in RAM, nothing is lost.
 
-use crate::addr::{DeviceAddr, PageNo, PageRange};
+use crate::addr::{DeviceAddr, PageData, PageNo, PageRange};
 use crate::claims::Single;
+use crate::device::CopyOutError;
 use crate::entry::State;
+use crate::gate::Refused;
+use crate::mirror::Event;
 use crate::mmu::Mmu;
 use crate::pagemap::DevPagemap;
 use crate::space::Space;
@@ -37,6 +40,8 @@ pub enum FailureError {
     InFlight,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for FailureError {
@@ -45,12 +50,22 @@ impl fmt::Display for FailureError {
             Self::NoSuchPage => "the page is not managed by this space",
             Self::NothingThere => "the page has no memory that could have failed",
             Self::InFlight => "the page is being migrated; try again",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
         })
     }
 }
 
 impl std::error::Error for FailureError {}
+
+impl From<Refused> for FailureError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
 
 impl<M: Mmu> Space<M> {
     /// The memory of `page` has failed, wherever it is. For internal threads, and for threads that
@@ -62,8 +77,7 @@ impl<M: Mmu> Space<M> {
         if !self.range().contains(page) {
             return Err(FailureError::NoSuchPage);
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(FailureError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let start = Instant::now();
         let claimed = loop {
             match self.entries.state(page) {
@@ -74,7 +88,8 @@ impl<M: Mmu> Space<M> {
                 }
                 State::Migrating => self.entries.wait(page, &self.mmu),
                 seen => {
-                    if let Some(claimed) = Single::claim(self, page, |state| state == seen) {
+                    if let Some(claimed) = Single::claim_in_place(self, page, |state| state == seen)
+                    {
                         break claimed;
                     }
                 }
@@ -94,8 +109,7 @@ impl<M: Mmu> Space<M> {
         if at.page.0 as usize >= memory.capacity() {
             return Err(FailureError::NoSuchPage);
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(FailureError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let start = Instant::now();
         while start.elapsed() <= PATIENCE {
             let Some(held) = memory.get(at.page) else {
@@ -128,7 +142,7 @@ impl<M: Mmu> Space<M> {
                 held.end(self.device_stats(at.device));
                 return Ok(Failure::Retired);
             };
-            let claimed = Single::claim(self, owner, names_it);
+            let claimed = Single::claim_in_place(self, owner, names_it);
             if claimed.is_some() {
                 memory.set_bad(at.page);
             }
@@ -148,10 +162,14 @@ impl<M: Mmu> Space<M> {
     fn fail(&self, claimed: Single<'_, M>) -> Failure {
         let page = claimed.page();
         let one = PageRange::new(page, 1);
+        self.notify(one, Event::Clear, None);
         match claimed.was() {
             State::System { duplicate, .. } => {
                 self.mmu.discard(one);
                 if let Some(at) = duplicate {
+                    if claimed.is_pinned() {
+                        return self.renew_in_place(claimed, at);
+                    }
                     claimed.settle(State::Private(at));
                     self.count_duplicates(-1);
                     self.pool.uncharge(1, self.stats());
@@ -165,6 +183,10 @@ impl<M: Mmu> Space<M> {
                 self.mmu.drop_frames(slot, 1);
                 self.pool.moved_out(slot, 1);
                 self.pool.uncharge(1, self.stats());
+            }
+            State::Exclusive { frame, .. } => {
+                self.poison(claimed);
+                self.drop_exclusive(frame);
             }
             State::Private(at) | State::Coherent(at) => {
                 let memory = self.device(at.device);
@@ -180,6 +202,28 @@ impl<M: Mmu> Space<M> {
             State::None | State::Migrating | State::Poisoned => {}
         }
         Failure::Poisoned
+    }
+
+    /// A pinned page whose frame has failed and been dropped gets another one, with the bytes of its
+    /// duplicate `at`, since it has to stay in RAM.
+    fn renew_in_place(&self, claimed: Single<'_, M>, at: DeviceAddr) -> Failure {
+        let mut data = PageData::ZERO;
+        let mut loaded = self.load(at, &mut data);
+        while loaded == Err(CopyOutError::Retry) {
+            self.nap();
+            loaded = self.load(at, &mut data);
+        }
+        let failure = if loaded.is_ok() {
+            self.map_bytes(claimed.page(), &data);
+            claimed.settle(State::system(true));
+            Failure::Recovered
+        } else {
+            self.poison(claimed);
+            self.pool.uncharge(1, self.stats());
+            Failure::Poisoned
+        };
+        self.drop_duplicate(at);
+        failure
     }
 
     fn poison(&self, claimed: Single<'_, M>) {

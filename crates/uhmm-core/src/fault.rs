@@ -13,6 +13,7 @@ use crate::claims::{Run, Single};
 use crate::device::CopyOutError;
 use crate::entry::State;
 use crate::frames::Frame;
+use crate::mirror::Event;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::pagemap::Held;
 use crate::space::Space;
@@ -50,7 +51,7 @@ pub(crate) static ZEROS: [PageData; MAX_WINDOW] = [PageData::ZERO; MAX_WINDOW];
 const HELD_PAUSE: Duration = Duration::from_micros(100);
 
 /// What one look at the page came to.
-enum Outcome {
+pub(crate) enum Outcome {
     /// The faulting thread is, or will be, woken.
     Served,
     /// The page changed under the look.
@@ -94,8 +95,7 @@ impl<M: Mmu> Space<M> {
                 }
                 continue;
             };
-            self.unmap_ahead();
-            let outcome = self.look(page, access, scratch);
+            let outcome = self.fault_once(page, access, scratch);
             drop(pass);
             match outcome {
                 Outcome::Served => break,
@@ -110,6 +110,17 @@ impl<M: Mmu> Space<M> {
             }
         }
         self.relieve();
+    }
+
+    /// One attempt to serve a fault, inside the gate.
+    pub(crate) fn fault_once(
+        &self,
+        page: PageNo,
+        access: Access,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        self.unmap_ahead();
+        self.look(page, access, scratch)
     }
 
     fn look(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
@@ -127,10 +138,11 @@ impl<M: Mmu> Space<M> {
             State::System { .. } | State::Coherent(_) => self.look_again(page),
             State::None | State::Private(_) => self.bring_in(page, access, scratch),
             State::Limbo(_) => self.bring_back(page, scratch),
+            State::Exclusive { .. } => self.end_exclusive(page),
         }
     }
 
-    fn served(&self, page: PageNo) -> Outcome {
+    pub(crate) fn served(&self, page: PageNo) -> Outcome {
         self.mmu.wake(PageRange::new(page, 1));
         Outcome::Served
     }
@@ -138,7 +150,7 @@ impl<M: Mmu> Space<M> {
     /// A fault on a page that should be mapped: another thread's fault was served first, or the page
     /// was dropped behind our back (a raw `madvise`), and then it reads as zero.
     fn look_again(&self, page: PageNo) -> Outcome {
-        let Some(claimed) = Single::claim(self, page, State::is_mapped) else {
+        let Some(claimed) = Single::claim_in_place(self, page, State::is_mapped) else {
             return Outcome::Again;
         };
         self.stats().stale_faults.add(1);
@@ -162,7 +174,7 @@ impl<M: Mmu> Space<M> {
     /// A write to a page of which a device has the bytes: from now on it has not.
     fn untrack(&self, page: PageNo) -> Outcome {
         let is_system = |state| matches!(state, State::System { .. });
-        let Some(claimed) = Single::claim(self, page, is_system) else {
+        let Some(claimed) = Single::claim_in_place(self, page, is_system) else {
             return Outcome::Again;
         };
         self.give_duplicate_up(claimed);
@@ -227,6 +239,10 @@ impl<M: Mmu> Space<M> {
             Ram::Charged(pages) => pages,
             Ram::Warm(_) => 1,
         });
+        if !fresh {
+            // The device whose pages these are may have mapped them for itself.
+            self.notify(run.pages(), Event::Migrate, None);
+        }
         let mut held = HeldPages::<M>::new();
         match self.copy_out(&run, &mut held, scratch) {
             Ok(()) => {}

@@ -126,7 +126,7 @@ impl<M: Mmu> Space<M> {
                 }
                 &scratch.pages[..1]
             }
-            State::Limbo(slot) => {
+            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {
                 let frame = self.pool.claim_limbo(slot);
                 let to = &mut scratch.pages[0];
                 self.mmu
@@ -204,6 +204,8 @@ impl<M: Mmu> Space<M> {
             });
         }
         self.forget_duplicates();
+        self.forget_pins();
+        self.notifiers.forget();
         self.end_log();
         self.set_gauges();
         self.gate.open(&self.mmu);
@@ -221,7 +223,7 @@ impl<M: Mmu> Space<M> {
             if let State::System {
                 duplicate: Some(_), ..
             } = word.state()
-                && let Some(claimed) = Single::claim(self, page, |_| true)
+                && let Some(claimed) = Single::claim_in_place(self, page, |_| true)
             {
                 self.bury_duplicate(claimed);
             }
@@ -243,6 +245,9 @@ impl<M: Mmu> Space<M> {
         stats
             .duplicate_pages
             .set(self.duplicates.load(Acquire) as u64);
+        stats.pinned_pages.set(0);
+        stats.pins_released.set(stats.pins_acquired.get());
+        stats.page_puts.set(stats.page_gets.get());
         for (i, device) in self.devices() {
             let held = self.device_stats(i);
             held.pages.set(device.in_use() as u64);
@@ -253,7 +258,8 @@ impl<M: Mmu> Space<M> {
 
     /// A page on the log is mapped, in RAM, and nowhere else.
     fn apply(&self, page: PageNo) {
-        let Some(claimed) = Single::claim(self, page, |state| state != State::Poisoned) else {
+        let Some(claimed) = Single::claim_in_place(self, page, |state| state != State::Poisoned)
+        else {
             return;
         };
         let was = claimed.was();
@@ -266,6 +272,7 @@ impl<M: Mmu> Space<M> {
         match was {
             State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),
             State::Limbo(slot) => self.pool.put_free(self.pool.claim_limbo(slot)),
+            State::Exclusive { frame, .. } => self.drop_exclusive(frame),
             _ => {}
         }
     }

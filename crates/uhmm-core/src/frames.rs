@@ -13,6 +13,10 @@
 //! Clearing a `free` bit by compare-and-swap is what takes a free frame. Empty blocks are taken by
 //! whoever holds the hand of reclaim, and filled run by run.
 //!
+//! Behind the blocks are the slots for frames that are exclusive to a device. They are no block's,
+//! because they may be held for long: setting a `used` bit by compare-and-swap takes one, and none of
+//! their frames is ever free.
+//!
 //! `charged` counts physical pages in existence: mapped by the program, in limbo or free. New memory
 //! is charged before it is made, and only within the budget. Pages that exist by then (a few that a
 //! fork brought in, one whose bytes had to be copied out of its frame) are counted even above it.
@@ -37,9 +41,19 @@ impl Frame {
     }
 }
 
-/// Slots of a pool for `budget_pages`. Many more than frames, since a block whose frames go one by
-/// one stays in use until the last has gone, and address space costs nothing.
+/// Slots of a pool for `budget_pages`.
 pub const fn slots_for(budget_pages: usize) -> usize {
+    block_slots_for(budget_pages) + exclusive_for(budget_pages)
+}
+
+/// Slots for frames that are exclusive to a device, for a budget: all of it could be.
+const fn exclusive_for(budget_pages: usize) -> usize {
+    budget_pages.next_multiple_of(BLOCK)
+}
+
+/// Slots in blocks, for `budget_pages`. Many more than frames, since a block whose frames go one by
+/// one stays in use until the last has gone, and address space costs nothing.
+pub(crate) const fn block_slots_for(budget_pages: usize) -> usize {
     let blocks = (8 * budget_pages).div_ceil(BLOCK);
     (if blocks < 512 { 512 } else { blocks }) * BLOCK
 }
@@ -47,6 +61,8 @@ pub const fn slots_for(budget_pages: usize) -> usize {
 /// See the module's head.
 pub(crate) struct FramePool<T> {
     budget: usize,
+    /// Blocks; the words after them are of slots for exclusive frames.
+    blocks: usize,
     charged: AtomicUsize,
     free_frames: AtomicUsize,
     used: T,
@@ -63,13 +79,14 @@ pub(crate) struct FramePool<T> {
 
 impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
     pub(crate) fn new(budget: usize, table: impl Fn(usize) -> Option<T>) -> Option<Self> {
-        let blocks = slots_for(budget) / BLOCK;
+        let (blocks, words) = (block_slots_for(budget) / BLOCK, slots_for(budget) / BLOCK);
         Some(Self {
             budget,
+            blocks,
             charged: AtomicUsize::new(0),
             free_frames: AtomicUsize::new(0),
-            used: table(blocks)?,
-            free: table(blocks)?,
+            used: table(words)?,
+            free: table(words)?,
             owners: table(slots_for(budget))?,
             mark: AtomicUsize::new(0),
             empty_hint: AtomicUsize::new(0),
@@ -200,7 +217,7 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
         let hint = self.empty_hint.swap(mark, AcqRel);
         let is_empty = |&block: &usize| self.used[block].load(Acquire) == 0 && usable(block as u32);
         let found = (hint..mark).find(is_empty);
-        let block = found.or_else(|| (mark < self.used.len()).then_some(mark))?;
+        let block = found.or_else(|| (mark < self.blocks).then_some(mark))?;
         self.mark.fetch_max(block + 1, AcqRel);
         // The caller may leave the block empty, so the hint stays on it.
         self.empty_hint.fetch_min(block, AcqRel);
@@ -224,12 +241,51 @@ impl<T: Deref<Target = [AtomicU64]>> FramePool<T> {
             self.owners[first.plus(i).0 as usize].store(page.plus(i).0, Release);
         }
         let (block, _) = place(first);
-        let bits = if len == BLOCK {
-            u64::MAX
-        } else {
-            ((1 << len) - 1) << (first.0 as usize % BLOCK)
-        };
-        self.used[block].fetch_or(bits, AcqRel);
+        self.used[block].fetch_or(run_of(first.0 as usize % BLOCK, len), AcqRel);
+    }
+
+    /// Reserves up to `most` empty slots, side by side, for frames of the pages from `page` on that
+    /// become exclusive to a device; returns the first and how many.
+    pub(crate) fn reserve_exclusive(&self, page: PageNo, most: usize) -> Option<(FrameNo, usize)> {
+        for block in self.blocks..self.used.len() {
+            let mut bits = self.used[block].load(Acquire);
+            while bits != u64::MAX {
+                let first = bits.trailing_ones() as usize;
+                let len = ((bits >> first).trailing_zeros() as usize)
+                    .min(64 - first)
+                    .min(most);
+                let taken = run_of(first, len);
+                match self.used[block].compare_exchange_weak(bits, bits | taken, AcqRel, Acquire) {
+                    Ok(_) => {
+                        let slot = FrameNo((block * BLOCK + first) as u32);
+                        for i in 0..len {
+                            let owner = &self.owners[slot.plus(i).0 as usize];
+                            owner.store(page.plus(i).0, Release);
+                        }
+                        return Some((slot, len));
+                    }
+                    Err(now) => bits = now,
+                }
+            }
+        }
+        None
+    }
+
+    /// The pages whose frames are exclusive to a device, or were a moment ago.
+    pub(crate) fn exclusive_owners(&self) -> impl Iterator<Item = PageNo> {
+        (self.blocks..self.used.len()).flat_map(move |block| {
+            let used = self.used[block].load(Acquire);
+            let slots = (0..BLOCK).filter(move |bit| used >> bit & 1 != 0);
+            slots.map(move |bit| self.owner(FrameNo((block * BLOCK + bit) as u32)))
+        })
+    }
+
+    /// How many slots for exclusive frames are taken.
+    pub(crate) fn exclusive_frames(&self) -> usize {
+        let words = self.used[self.blocks..].iter();
+        words
+            .map(|word| word.load(Acquire).count_ones() as usize)
+            .sum()
     }
 
     /// The page whose frame was moved to `slot` last. Whether it still is the page's is for the
@@ -275,17 +331,18 @@ fn place(slot: FrameNo) -> (usize, u64) {
     (slot.0 as usize / BLOCK, 1 << (slot.0 as usize % BLOCK))
 }
 
+/// `len` set bits from `start` on.
+fn run_of(start: usize, len: usize) -> u64 {
+    u64::MAX >> (BLOCK - len) << start
+}
+
 /// The maximal runs of set bits, in ascending order.
 fn runs(mut bits: u64) -> impl Iterator<Item = Range<usize>> {
     std::iter::from_fn(move || {
         (bits != 0).then(|| {
             let start = bits.trailing_zeros() as usize;
             let len = (bits >> start).trailing_ones() as usize;
-            let run = if len == 64 {
-                u64::MAX
-            } else {
-                ((1 << len) - 1) << start
-            };
+            let run = run_of(start, len);
             bits &= !run;
             start..start + len
         })
@@ -334,6 +391,26 @@ mod tests {
         assert_eq!(dropped, [(first_slot(block).plus(2), 1)]);
         assert_eq!(pool.empty_block(|_| true).unwrap(), block);
         assert_eq!(pool.charged(), 2);
+    }
+
+    #[test]
+    fn slots_for_exclusive_frames_are_no_blocks() {
+        let (pool, _) = pool(100);
+        let (first, len) = pool.reserve_exclusive(PageNo(5), 3).unwrap();
+        assert_eq!((first.0 as usize, len), (block_slots_for(100), 3));
+        let (more, len) = pool.reserve_exclusive(PageNo(50), 500).unwrap();
+        assert_eq!((more, len), (first.plus(3), BLOCK - 3));
+        pool.moved_out(first.plus(1), 1);
+        assert_eq!(
+            pool.reserve_exclusive(PageNo(9), 64).unwrap(),
+            (first.plus(1), 1)
+        );
+        let owners: Vec<_> = pool.exclusive_owners().take(4).collect();
+        assert_eq!(owners, [PageNo(5), PageNo(9), PageNo(7), PageNo(50)]);
+        assert_eq!(pool.exclusive_frames(), BLOCK);
+        assert_eq!(pool.reserve_exclusive(PageNo(99), 64).unwrap().1, BLOCK);
+        assert!(pool.reserve_exclusive(PageNo(99), 1).is_none());
+        assert_eq!(pool.empty_block(|_| true), Some(0));
     }
 
     #[test]

@@ -26,11 +26,26 @@
 //! too and needs nothing from the waiter; and nobody waits for memory, except to put bytes back that are
 //! nowhere else.
 
+use crate::mirror::in_notifier;
 use crate::mmu::Mmu;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 16;
+
+/// Why somebody does not get in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A fork is going on, and does not end.
+    Forking,
+    /// The caller is in a notifier, whose caller may have in its hands what this one would wait for.
+    InNotifier,
+}
+
+impl Refused {
+    pub(crate) const FORKING: &str = "the process is forking; try again";
+    pub(crate) const IN_NOTIFIER: &str = "called from a notifier, which must not call the space: do it after the notifier has returned";
+}
 
 /// How long a driver's thread waits for a fork to end.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
@@ -84,21 +99,25 @@ impl Gate {
     ///
     /// The wait is bounded because the driver may be inside already, with a migration in its hands that
     /// a fork waits for.
-    pub(crate) fn enter_soon<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
+    pub(crate) fn enter_soon<'a, M: Mmu>(&'a self, mmu: &'a M) -> Result<Pass<'a, M>, Refused> {
+        if in_notifier() {
+            return Err(Refused::InNotifier);
+        }
         let start = Instant::now();
         loop {
             if let Some(pass) = self.enter(mmu) {
-                return Some(pass);
+                return Ok(pass);
             }
-            let rest = DRIVER_PATIENCE.checked_sub(start.elapsed())?;
-            self.wait_open(mmu, rest);
+            let rest = DRIVER_PATIENCE.checked_sub(start.elapsed());
+            self.wait_open(mmu, rest.ok_or(Refused::Forking)?);
         }
     }
 
     /// Enters to give something back, on whatever thread: as an application thread does, whose faults are
     /// still served while it is inside.
     pub(crate) fn enter_to_give_back<'a, M: Mmu>(&'a self, mmu: &'a M) -> Option<Pass<'a, M>> {
-        self.enter_within(mmu, DRIVER_PATIENCE)
+        // In a notifier too: it waits for nobody's page.
+        self.enter_application(mmu, DRIVER_PATIENCE).ok()
     }
 
     /// Enters as an application thread, waiting at most `patience` for the gate to open.
@@ -110,16 +129,27 @@ impl Gate {
         &'a self,
         mmu: &'a M,
         patience: Duration,
-    ) -> Option<Pass<'a, M>> {
+    ) -> Result<Pass<'a, M>, Refused> {
+        if in_notifier() {
+            return Err(Refused::InNotifier);
+        }
+        self.enter_application(mmu, patience)
+    }
+
+    fn enter_application<'a, M: Mmu>(
+        &'a self,
+        mmu: &'a M,
+        patience: Duration,
+    ) -> Result<Pass<'a, M>, Refused> {
         let start = Instant::now();
         loop {
             let pass = self.pass(&self.applications, mmu);
             if self.phase.load(SeqCst) == OPEN {
-                return Some(pass);
+                return Ok(pass);
             }
             drop(pass);
-            let rest = patience.checked_sub(start.elapsed())?;
-            self.wait_open(mmu, rest);
+            let rest = patience.checked_sub(start.elapsed());
+            self.wait_open(mmu, rest.ok_or(Refused::Forking)?);
         }
     }
 

@@ -27,6 +27,7 @@
 
 use crate::addr::{DeviceAddr, DevicePage, PageData};
 use crate::entry::State;
+use crate::gate::Refused;
 use crate::memory_type::Holding;
 use crate::mmu::Mmu;
 use crate::pagemap::{AllocError, MAX_ORDER};
@@ -65,6 +66,8 @@ pub enum HoldError {
     TooMany,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for HoldError {
@@ -75,7 +78,8 @@ impl fmt::Display for HoldError {
             Self::InFlight => "the page is being migrated; try again",
             Self::MigrateFirst => "migrate the page to RAM before holding it for long",
             Self::NeverLongterm => "pages of this type of device memory are never held long-term",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
             Self::TooMany => "as many hold the device page as can",
             Self::PeersOnly => "pages of a peer-to-peer window are held by who asks for them only",
         })
@@ -83,6 +87,15 @@ impl fmt::Display for HoldError {
 }
 
 impl std::error::Error for HoldError {}
+
+impl From<Refused> for HoldError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
 
 /// A reference on a device page. While it lives, the page is not freed, its pagemap stays, and it
 /// does not migrate (R7).
@@ -185,8 +198,7 @@ impl<M: Mmu> Space<M> {
             Holding::AfterMigrating => return Err(HoldError::MigrateFirst),
             Holding::Nobody => return Err(HoldError::NeverLongterm),
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(HoldError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         // Room is left for those who hold pages for a moment: faults and migrations.
         if memory.count(at.page) > MAX_HOLDERS {
             return Err(HoldError::TooMany);
@@ -227,8 +239,7 @@ impl<M: Mmu> Space<M> {
         if order > MAX_ORDER {
             return Err(AllocError::Full);
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(AllocError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let page = self.alloc(device, order).or_else(|error| {
             // What was given back may only wait to be freed.
             memory.free_buried(self.device_stats(device));
@@ -254,8 +265,7 @@ impl<M: Mmu> Space<M> {
         if !memory.is_open() {
             return Err(AllocError::Suspended);
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(AllocError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         // A chunk that has never been needed is made.
         let chunk = memory.chunk_of(at.page);
         if memory.chunk(chunk).is_none() {

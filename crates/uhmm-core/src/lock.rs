@@ -30,6 +30,11 @@ pub fn new_generation() {
     GENERATION.fetch_add(1, AcqRel);
 }
 
+/// Which process of a line of forks this is: another one in a child than in its parent.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Acquire)
+}
+
 /// A mutual exclusion lock for short sections in the fault path. See the module's head.
 #[derive(Default)]
 pub struct Lock<T> {

@@ -4,6 +4,7 @@
 use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
+use crate::gate::Refused;
 use crate::hold::DevicePages;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -22,6 +23,8 @@ pub enum MapError {
     InTheWay,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for MapError {
@@ -31,12 +34,22 @@ impl fmt::Display for MapError {
             Self::Foreign => "the pages are of a device of another space",
             Self::Migrates => "pages of this type of device memory come to programs by migration",
             Self::InTheWay => "the range is not empty, or not writable: discard it first",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
         })
     }
 }
 
 impl std::error::Error for MapError {}
+
+impl From<Refused> for MapError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
 
 impl<M: Mmu> Space<M> {
     /// Maps a block of device pages at the untouched pages from `to` on. They are freed when they are
@@ -61,8 +74,7 @@ impl<M: Mmu> Space<M> {
         if memory.memory_type().migrates() {
             return Err(MapError::Migrates);
         }
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(MapError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let claims: Vec<_> = pages
             .iter()
             .map_while(|page| Single::claim(self, page, |state| state == State::None))

@@ -112,6 +112,14 @@ pub trait Mmu: Send + Sync {
     /// Reads a present page of the space, whatever its protection; `false` if it cannot.
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool;
 
+    /// Reads bytes of a present page of the space that the program may read, while the program may be
+    /// writing to them. `offset` and `to` lie within the page.
+    fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]);
+
+    /// Writes bytes to a present page of the space that the program may write to, and whose writes are
+    /// not tracked.
+    fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]);
+
     /// Whether the program may write to the present `page`.
     fn is_writable(&self, page: PageNo) -> bool;
 

@@ -5,7 +5,8 @@
 //! consistent), so that one of the two always sees the other. The eviction gives way at once; the
 //! application thread that changes a protection waits for it, and it is one page's work.
 
-use crate::addr::{PageData, PageNo};
+use crate::addr::{PageData, PageNo, PageRange};
+use crate::mirror::Event;
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -56,8 +57,10 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Runs `change`, which changes the protection of pages of the space.
-    pub fn change_protection<R>(&self, change: impl FnOnce() -> R) -> R {
+    /// Runs `change`, which changes the protection of `pages`. Devices that have them in a page table of
+    /// their own are told before.
+    pub fn change_protection<R>(&self, pages: PageRange, change: impl FnOnce() -> R) -> R {
+        let _changing = self.invalidating(pages, Event::Protect);
         self.protection.changing.fetch_add(1, SeqCst);
         while self.protection.evicting.load(SeqCst) > 0 {
             std::thread::yield_now();

@@ -9,6 +9,7 @@ use crate::entry::State;
 use crate::error::RangeError;
 use crate::frames::BLOCK;
 use crate::gate::Pass;
+use crate::mirror::{Event, Invalidating};
 use crate::mmu::{Mmu, Stop, Tracking};
 use crate::space::Space;
 use arrayvec::ArrayVec;
@@ -29,10 +30,7 @@ impl<M: Mmu> Space<M> {
     /// # Errors
     /// [`RangeError::Forking`] when a fork is going on and does not end in time.
     pub fn inside(&self) -> Result<Inside<'_, M>, RangeError> {
-        let pass = self
-            .gate
-            .enter_within(&self.mmu, FORK_PATIENCE)
-            .ok_or(RangeError::Forking)?;
+        let pass = self.gate.enter_within(&self.mmu, FORK_PATIENCE)?;
         Ok(Inside {
             _pass: pass,
             space: self,
@@ -44,12 +42,31 @@ impl<M: Mmu> Inside<'_, M> {
     /// Drops the contents of `pages`: they read as zero from now on.
     ///
     /// # Errors
-    /// [`RangeError::NotManaged`].
+    /// [`RangeError::NotManaged`]; [`RangeError::Pinned`], with nothing dropped, or, when a pin has come
+    /// meanwhile, with nothing dropped from the pinned page on.
     pub fn discard(&self, pages: PageRange) -> Result<(), RangeError> {
+        self.check_unpinned(pages)?;
+        let _changing = self.space.invalidating(pages, Event::Clear);
+        self.drop_pages(pages)
+    }
+
+    /// Tells devices that have some of `pages` in a page table of their own that these are about to
+    /// change, and keeps them from looking until the guard is dropped.
+    pub fn invalidating(&self, pages: PageRange, event: Event) -> Invalidating {
+        self.space.invalidating(pages, event)
+    }
+
+    /// Whether none of `pages` is pinned: pinned memory is not dropped, moved or unmapped (R11).
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`], [`RangeError::Pinned`].
+    pub fn check_unpinned(&self, pages: PageRange) -> Result<(), RangeError> {
         if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
-        self.drop_pages(pages);
+        if self.space.has_pins(pages) {
+            return Err(RangeError::Pinned);
+        }
         Ok(())
     }
 
@@ -75,6 +92,7 @@ impl<M: Mmu> Inside<'_, M> {
         if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
+        let _changing = self.space.invalidating(pages, Event::Clear);
         self.space.entries.for_each_used(pages, |page, word| {
             if let State::Coherent(at) = word.state() {
                 self.send_home(page, at);
@@ -83,16 +101,23 @@ impl<M: Mmu> Inside<'_, M> {
         Ok(())
     }
 
-    fn drop_pages(&self, pages: PageRange) {
-        let mut next = pages.start;
+    fn drop_pages(&self, pages: PageRange) -> Result<(), RangeError> {
+        let (mut next, mut pinned) = (pages.start, false);
         self.space.entries.for_each_used(pages, |page, _| {
-            if page >= next {
-                next = page.plus(self.drop_run(page, (pages.end().0 - page.0) as usize));
+            if page >= next && !pinned {
+                let dealt = self.drop_run(page, (pages.end().0 - page.0) as usize);
+                pinned = dealt == 0;
+                next = page.plus(dealt);
             }
         });
+        if pinned {
+            return Err(RangeError::Pinned);
+        }
+        Ok(())
     }
 
-    /// Drops a run of pages from `page` on; returns how many were dealt with.
+    /// Drops a run of pages from `page` on; returns how many were dealt with: none where `page` is
+    /// pinned.
     ///
     /// They are claimed until their memory is gone: a page whose entry says None while its old bytes
     /// are still mapped could be migrated, and they would come back to life (R10).
@@ -110,6 +135,9 @@ impl<M: Mmu> Inside<'_, M> {
             let mut run = Run::collect(space, page, most, |_, state| dropped_here(state));
             let len = run.pages().len;
             if len == 0 {
+                if space.entries.load(page).pins() > 0 {
+                    return 0;
+                }
                 continue;
             }
             let was: ArrayVec<State, BLOCK> = (0..len).map(|i| run.was(i)).collect();
@@ -136,6 +164,7 @@ impl<M: Mmu> Inside<'_, M> {
                     space.device(at.device).bury(at.page);
                 }
             }
+            State::Exclusive { frame, .. } => space.drop_exclusive(frame),
             State::None | State::Coherent(_) | State::Migrating | State::Poisoned => {}
         }
     }
@@ -158,16 +187,18 @@ impl<M: Mmu> Inside<'_, M> {
     }
 
     /// Moves the contents of `from` to the fresh, untouched pages from `to` on, which reads as
-    /// zero otherwise; `from` reads as zero afterwards. Nobody may touch either meanwhile.
+    /// zero otherwise; `from` reads as zero afterwards. Nobody may touch or pin either meanwhile.
     ///
     /// # Errors
-    /// [`RangeError::NotManaged`], with nothing moved.
+    /// [`RangeError::NotManaged`], [`RangeError::Pinned`], with nothing moved.
     pub fn relocate(&self, from: PageRange, to: PageNo) -> Result<(), RangeError> {
         let space = self.space;
         let range = space.range();
         if !range.covers(from) || !range.covers(PageRange::new(to, from.len)) {
             return Err(RangeError::NotManaged);
         }
+        self.check_unpinned(from)?;
+        let _changing = space.invalidating(from, Event::Unmap);
         let mut next = from.start;
         space.entries.for_each_used(from, |page, _| {
             if page < next {
@@ -197,6 +228,10 @@ impl<M: Mmu> Inside<'_, M> {
                 }
                 continue;
             }
+            if matches!(first, State::Exclusive { .. }) {
+                space.end_exclusive(from);
+                continue;
+            }
             let same = |i, state| match (first, state) {
                 (State::System { .. }, State::System { duplicate, .. }) => duplicate.is_none(),
                 (State::Limbo(slot), state) => state == State::Limbo(slot.plus(i)),
@@ -220,7 +255,7 @@ impl<M: Mmu> Inside<'_, M> {
             let mut target = Run::collect(space, to, run.pages().len, fresh);
             if target.pages().len == 0 {
                 drop(run);
-                self.drop_pages(PageRange::new(to, 1));
+                self.drop_run(to, 1);
                 continue;
             }
             run.truncate(target.pages().len);

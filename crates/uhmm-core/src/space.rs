@@ -12,6 +12,7 @@ use crate::hints::Hints;
 use crate::lock::Lock;
 use crate::memory_type::MemoryType;
 use crate::migrate::Buffers;
+use crate::mirror::Notifiers;
 use crate::mmu::Mmu;
 use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
@@ -46,6 +47,9 @@ pub struct Space<M: Mmu> {
     pub(crate) fork_log: ForkLog,
     pub(crate) reclaim: Reclaim,
     pub(crate) protection: Protection,
+    pub(crate) notifiers: Notifiers,
+    /// Pages that pins and devices keep out of reclaim's reach.
+    pub(crate) kept: AtomicUsize,
 }
 
 impl<M: Mmu> Space<M> {
@@ -91,6 +95,8 @@ impl<M: Mmu> Space<M> {
             around: Around::default(),
             fork_log: ForkLog::default(),
             protection: Protection::default(),
+            notifiers: Notifiers::default(),
+            kept: AtomicUsize::new(0),
         };
         for device in devices {
             space.add_device(device)?;
@@ -112,8 +118,7 @@ impl<M: Mmu> Space<M> {
             });
         }
         // A fork in the middle would leave the child with half a device.
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(BuildError::Forking)?;
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let _one_at_a_time = self.adding.lock();
         let free = self.devices.iter().position(|slot| slot.get().is_none());
         let index = free.ok_or(BuildError::NoPlace)?;

@@ -87,6 +87,22 @@ pub struct Stats {
     pub duplicate_pages: Counter,
     /// Pages pushed out without a copy, because a device had their bytes.
     pub clean_evictions: Counter,
+    /// Pins taken by `pin_pages`, a page each, since the space was built (R12).
+    pub pins_acquired: Counter,
+    /// Of these: given back.
+    pub pins_released: Counter,
+    /// References taken by `get_pages`, a page each, since the space was built.
+    pub page_gets: Counter,
+    /// Of these: given back.
+    pub page_puts: Counter,
+    /// Pages that pins or references keep where they are now.
+    pub pinned_pages: Counter,
+    /// Pages made exclusive to a device.
+    pub exclusive_pages: Counter,
+    /// Exclusive pages given back: touched by the program, pinned, forked, or let go.
+    pub exclusive_ends: Counter,
+    /// Times a device's page table was told that pages change under it.
+    pub invalidations: Counter,
     /// Each device, in the order in which they are used.
     pub devices: [DeviceStats; MAX_DEVICES],
 }

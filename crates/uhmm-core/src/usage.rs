@@ -12,7 +12,7 @@ use crate::stats::MAX_DEVICES;
 /// Where the pages of a range are, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// In RAM: mapped, or on their way out.
+    /// In RAM: mapped, on their way out, or a device's alone for now.
     pub ram: usize,
     /// On each device, whether mapped or not. Duplicates of what is in RAM are not counted here.
     pub devices: [usize; MAX_DEVICES],
@@ -36,7 +36,7 @@ impl<M: Mmu> Space<M> {
                     usage.ram += 1;
                     usage.duplicates += usize::from(duplicate.is_some());
                 }
-                State::Limbo(_) => usage.ram += 1,
+                State::Limbo(_) | State::Exclusive { .. } => usage.ram += 1,
                 State::Private(at) | State::Coherent(at) => {
                     usage.devices[usize::from(at.device)] += 1;
                 }

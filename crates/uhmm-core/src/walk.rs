@@ -4,6 +4,7 @@
 use crate::addr::{DeviceAddr, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
+use crate::error::RangeError;
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::fmt;
@@ -13,7 +14,7 @@ use std::fmt;
 pub enum NotOrdinary {
     /// The page is not managed by this space.
     NotManaged,
-    /// Nothing is there, or it is on its way out: a touch brings it.
+    /// Nothing is there, or it is on its way out, or a device's alone for now: a touch brings it.
     Missing,
     /// It is a device's, mapped or not. Touching it again would change nothing, or would bring home
     /// what its driver has put there.
@@ -49,7 +50,7 @@ impl<M: Mmu> Space<M> {
         }
         match self.entries.state(page) {
             State::System { .. } => Ok(()),
-            State::None | State::Limbo(_) => Err(NotOrdinary::Missing),
+            State::None | State::Limbo(_) | State::Exclusive { .. } => Err(NotOrdinary::Missing),
             State::Private(at) | State::Coherent(at) => Err(NotOrdinary::DevicePage(at)),
             State::Migrating => Err(NotOrdinary::InFlight),
             State::Poisoned => Err(NotOrdinary::Poisoned),
@@ -58,21 +59,20 @@ impl<M: Mmu> Space<M> {
 
     /// Calls `each` for every run of ordinary pages in `pages`: mapped, and in RAM. They are claimed
     /// meanwhile, so that none becomes a device's while a policy is applied to it; a touch is not held
-    /// up. Runs end at most every `most` pages, counted from address 0. Returns how many pages of
+    /// up. Pinned pages are passed over. Runs end at most every `most` pages, counted from address 0. Returns how many pages of
     /// devices were passed by. For internal threads, and for threads that touch no managed memory.
     ///
     /// This is the way for whatever applies a policy to pages; only reclaim has its own.
     ///
     /// # Errors
-    /// [`NotOrdinary::InFlight`] when the process is forking, and the fork does not end.
+    /// [`RangeError::Forking`], [`RangeError::InNotifier`].
     pub fn walk_ordinary(
         &self,
         pages: PageRange,
         most: usize,
         mut each: impl FnMut(PageRange),
-    ) -> Result<usize, NotOrdinary> {
-        let pass = self.gate.enter_soon(&self.mmu);
-        let _pass = pass.ok_or(NotOrdinary::InFlight)?;
+    ) -> Result<usize, RangeError> {
+        let _pass = self.gate.enter_soon(&self.mmu)?;
         let mut passed = 0;
         let mut run = Vec::new();
         let mut end_run = |run: &mut Vec<Single<'_, M>>| {

@@ -564,6 +564,22 @@ impl Mmu for LinuxMmu {
         self.files.read(page.address(), &mut to.0[..])
     }
 
+    fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= PAGE_SIZE, "beyond the page");
+        let from = (page.address() + offset) as *const u8;
+        // SAFETY: the caller has seen to it that the page is present and stays so, and may be read. The
+        // program may write to it meanwhile, as it may while any device reads memory: what is read
+        // then is old or new, byte by byte, and no reference to it is made.
+        unsafe { std::ptr::copy(from, to.as_mut_ptr(), to.len()) };
+    }
+
+    fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= PAGE_SIZE, "beyond the page");
+        let to = (page.address() + offset) as *mut u8;
+        // SAFETY: as above, and it may be written to: the program has given the device that range.
+        unsafe { std::ptr::copy(from.as_ptr(), to, from.len()) };
+    }
+
     /// Not for a tracked page: populating it for writing is a write to it, which waits for a handler
     /// of ours, and that for whoever has the page claimed: the caller. The core asks this of no
     /// tracked page that it has claimed.

@@ -206,7 +206,7 @@ pub struct Total {
 }
 
 /// What only grows.
-fn events(stats: &Stats) -> [&Counter; 10] {
+fn events(stats: &Stats) -> [&Counter; 17] {
     [
         &stats.first_touch_faults,
         &stats.device_faults,
@@ -218,6 +218,13 @@ fn events(stats: &Stats) -> [&Counter; 10] {
         &stats.busy_pages,
         &stats.reclaim_waits,
         &stats.clean_evictions,
+        &stats.pins_acquired,
+        &stats.pins_released,
+        &stats.page_gets,
+        &stats.page_puts,
+        &stats.exclusive_pages,
+        &stats.exclusive_ends,
+        &stats.invalidations,
     ]
 }
 
@@ -238,13 +245,17 @@ fn levels(stats: &Stats) -> impl Iterator<Item = &Counter> {
         .devices
         .iter()
         .flat_map(|d| [&d.pages, &d.stored_bytes]);
-    [&stats.ram_bytes, &stats.duplicate_pages]
-        .into_iter()
-        .chain(devices)
+    [
+        &stats.ram_bytes,
+        &stats.duplicate_pages,
+        &stats.pinned_pages,
+    ]
+    .into_iter()
+    .chain(devices)
 }
 
 /// A counter that is in none of the three lists would be lost from the sums.
-const _: () = assert!(size_of::<Stats>() == (10 + 2 + 2 + MAX_DEVICES * 4) * size_of::<Counter>());
+const _: () = assert!(size_of::<Stats>() == (17 + 2 + 3 + MAX_DEVICES * 4) * size_of::<Counter>());
 
 /// Adds what a process counted in its next image.
 fn add_image(to: &Stats, image: &Stats) {

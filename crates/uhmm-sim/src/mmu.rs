@@ -348,6 +348,28 @@ impl Mmu for SimMmu {
         }
     }
 
+    fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]) {
+        let mut pages = lock(&self.pages);
+        let data = pages.at(page).data.as_ref();
+        let data = data.unwrap_or_else(|| panic!("a device reads {page:?}, which is not there"));
+        to.copy_from_slice(&data.bytes.0[offset..offset + to.len()]);
+    }
+
+    fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
+        let mut pages = lock(&self.pages);
+        let place = pages.at(page);
+        assert!(!place.tracked, "a device writes to {page:?} unseen");
+        assert!(
+            !place.protected,
+            "a device writes to {page:?}, which may not be"
+        );
+        // To a copy, where it is shared after a fork.
+        place.shared = false;
+        let data = place.data.as_mut();
+        let data = data.unwrap_or_else(|| panic!("a device writes {page:?}, which is not there"));
+        data.bytes.0[offset..offset + from.len()].copy_from_slice(from);
+    }
+
     fn is_writable(&self, page: PageNo) -> bool {
         let mut pages = lock(&self.pages);
         let found = pages.at(page);

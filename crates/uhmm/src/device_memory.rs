@@ -49,6 +49,8 @@ pub enum RemoveError {
     AlreadyRemoved,
     /// The time was over first. Nothing is lost, and another call goes on where this one ended.
     StillInUse(StillInUse),
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
     /// The calling thread's stack is managed memory, which might itself be on the device.
     ManagedStack,
 }
@@ -59,6 +61,7 @@ impl fmt::Display for RemoveError {
             Self::NoSuchDevice => evict::RemoveError::NoSuchDevice.fmt(f),
             Self::AlreadyRemoved => evict::RemoveError::AlreadyRemoved.fmt(f),
             Self::StillInUse(error) => error.fmt(f),
+            Self::InNotifier => evict::RemoveError::InNotifier.fmt(f),
             Self::ManagedStack => MigrateError::ManagedStack.fmt(f),
         }
     }
@@ -71,6 +74,7 @@ impl From<evict::RemoveError> for RemoveError {
         match error {
             evict::RemoveError::NoSuchDevice => Self::NoSuchDevice,
             evict::RemoveError::AlreadyRemoved => Self::AlreadyRemoved,
+            evict::RemoveError::InNotifier => Self::InNotifier,
             evict::RemoveError::StillInUse(error) => Self::StillInUse(error),
         }
     }

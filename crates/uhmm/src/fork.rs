@@ -11,6 +11,7 @@
 use crate::build::Inner;
 use std::sync::{Arc, Once, Weak};
 use uhmm_core::lock::{Guard, Lock, new_generation};
+use uhmm_core::mirror::Invalidating;
 use uhmm_linux::signals::Blocked;
 
 static SPACES: Lock<Vec<Weak<Inner>>> = Lock::new(Vec::new());
@@ -21,6 +22,8 @@ static FORKING: Lock<Option<Forking>> = Lock::new(None);
 
 struct Forking {
     spaces: Vec<Arc<Inner>>,
+    /// Devices do not look at pages until it is over.
+    devices: Vec<Invalidating>,
     /// Nobody is in the middle of registering another one when the process is copied.
     all: Guard<'static, Vec<Weak<Inner>>>,
     signals: Blocked,
@@ -42,6 +45,8 @@ extern "C" fn prepare() {
     let signals = Blocked::all();
     let all = SPACES.lock();
     let spaces: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
+    let devices = spaces.iter().map(|space| space.core.begin_fork());
+    let devices = devices.collect();
     for space in &spaces {
         space.core.close_for_fork();
     }
@@ -54,6 +59,7 @@ extern "C" fn prepare() {
     }
     *FORKING.lock() = Some(Forking {
         spaces,
+        devices,
         all,
         signals,
     });
@@ -66,6 +72,7 @@ extern "C" fn parent() {
     for space in &forking.spaces {
         space.core.open_in_parent();
     }
+    drop(forking.devices);
     drop(forking.all);
     drop(forking.signals);
 }
@@ -84,6 +91,7 @@ extern "C" fn child() {
             ));
         }
     }
+    drop(forking.devices);
     drop(forking.all);
     drop(forking.signals);
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error::RangeError;
+use uhmm_core::mirror::Event;
 use uhmm_core::ranges::Inside;
 use uhmm_core::regions::{Attributes, Regions};
 use uhmm_linux::engine::thread::bell;
@@ -98,7 +99,7 @@ impl Memory {
     ) -> io::Result<usize> {
         // A page may be there although the range was free: a fault that was served late.
         let protect = || self.core.mmu().protect(pages, protection);
-        if let Err(errno) = self.core.change_protection(protect) {
+        if let Err(errno) = self.core.change_protection(pages, protect) {
             call.regions.give(pages);
             return Err(errno.into());
         }
@@ -166,6 +167,8 @@ impl Memory {
 
     /// Makes `pages` free, without access and without contents.
     fn clear(&self, call: &mut Call<'_>, pages: PageRange) -> io::Result<()> {
+        call.inside.check_unpinned(pages).map_err(to_io)?;
+        let _changing = call.inside.invalidating(pages, Event::Unmap);
         let pieces: Vec<_> = call.regions.pieces(pages).collect();
         for (piece, was) in pieces {
             if was.foreign {
@@ -198,7 +201,7 @@ impl Memory {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         self.core
-            .change_protection(|| self.core.mmu().protect(pages, protection))?;
+            .change_protection(pages, || self.core.mmu().protect(pages, protection))?;
         call.regions.change(pages, |attributes| {
             attributes.protection = protection.bits()
         });
@@ -365,6 +368,9 @@ impl Memory {
         if !may_move {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
+        // Before anything is taken or cleared for it.
+        call.inside.check_unpinned(old).map_err(to_io)?;
+        let _changing = call.inside.invalidating(old, Event::Unmap);
         let new = match to {
             Some(to) => {
                 let new_len = new_pages.checked_mul(PAGE_SIZE);
@@ -491,6 +497,8 @@ fn to_io(error: RangeError) -> io::Error {
     match error {
         RangeError::NotManaged => io::ErrorKind::InvalidInput.into(),
         RangeError::Forking => io::ErrorKind::WouldBlock.into(),
+        RangeError::InNotifier => io::Error::new(io::ErrorKind::Deadlock, error),
+        RangeError::Pinned => io::Error::new(io::ErrorKind::ResourceBusy, error),
     }
 }
 

@@ -79,6 +79,7 @@ impl std::convert::From<migrate::MigrateError> for MigrateError {
             migrate::MigrateError::DoesNotMigrate => Self::DoesNotMigrate,
             migrate::MigrateError::Busy => Self::Busy,
             migrate::MigrateError::Forking => Self::Range(RangeError::Forking),
+            migrate::MigrateError::InNotifier => Self::Range(RangeError::InNotifier),
         }
     }
 }

@@ -95,7 +95,7 @@ impl Space {
                 Ok(pages) => held += pages,
                 Err(error) => refused = Some(error),
             });
-        let passed = walked.map_err(|_| RangeError::Forking)?;
+        let passed = walked.map_err(RangeError::from)?;
         match refused {
             Some(error) if held == 0 => Err(PolicyError::Kernel(error)),
             _ => Ok(Applied {

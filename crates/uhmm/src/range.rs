@@ -3,6 +3,7 @@
 use crate::build::Space;
 use std::fmt;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
+use uhmm_core::error;
 
 /// What is wrong with a range. Nothing has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,23 +22,41 @@ pub enum RangeError {
     NoAccess,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
+    /// Some of the range is pinned: it is neither dropped nor moved until the pins are released.
+    Pinned,
 }
 
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let line = match self {
             Self::Empty => "the range is empty",
             Self::Unaligned => "the range must begin and end on a page: a multiple of 4096 bytes",
             Self::Overflow => "the range goes past the end of the address space",
             Self::Foreign => "some of the range is not managed by this space",
             Self::Hole => "some of the range is not mapped",
             Self::NoAccess => "some of the range may not be touched: change its protection first",
+            Self::InNotifier => return error::RangeError::InNotifier.fmt(f),
+            Self::Pinned => return error::RangeError::Pinned.fmt(f),
             Self::Forking => "the process is forking, or changing its mappings; try again",
-        })
+        };
+        f.write_str(line)
     }
 }
 
 impl std::error::Error for RangeError {}
+
+impl From<error::RangeError> for RangeError {
+    fn from(error: error::RangeError) -> Self {
+        match error {
+            error::RangeError::NotManaged => Self::Foreign,
+            error::RangeError::Forking => Self::Forking,
+            error::RangeError::InNotifier => Self::InNotifier,
+            error::RangeError::Pinned => Self::Pinned,
+        }
+    }
+}
 
 impl Space {
     /// The pages of a range all of which is mapped in this space; with `accessible`, and which the

@@ -7,6 +7,7 @@ use crate::device::Owner;
 use crate::entry::State;
 use crate::frames::{BLOCK, first_slot};
 use crate::memory_type::MemoryType;
+use crate::mirror::Event;
 use crate::mmu::{Mmu, Stop};
 use crate::pagemap::Held;
 use crate::protection::Fixed;
@@ -134,7 +135,7 @@ impl<M: Mmu> Space<M> {
             buffers: Vec::new(),
             fences: Vec::new(),
             done: Migrated::default(),
-            _pass: pass.ok_or(MigrateError::Forking)?,
+            _pass: pass?,
         })
     }
 }
@@ -238,6 +239,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
             )
         };
         let mut run = Run::collect(space, at, most.min(BLOCK - filling.filled), plain);
+        space.notify(run.pages(), Event::Migrate, None);
         let (mut dealt, mut unshared) = (0, false);
         while run.pages().len > 0 {
             let pages = run.pages();
@@ -352,6 +354,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
                     Single::claim(space, page, |state| state == State::Private(at))
                     && let Some(held) = self.hold_alone(at)
                 {
+                    space.notify(PageRange::new(page, 1), Event::Migrate, None);
                     self.add(claimed, Origin::Device { at, held });
                 }
                 1
@@ -388,6 +391,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
         // What another holds is dealt with, and stays.
         let dealt = held.len().max(1);
         run.truncate(held.len());
+        space.notify(run.pages(), Event::Migrate, None);
         let mut unshared = false;
         while run.pages().len > 0 {
             let pages = run.pages();

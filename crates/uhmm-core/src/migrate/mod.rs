@@ -49,6 +49,7 @@ use crate::device::Owner;
 use crate::entry::State;
 use crate::frames::Frame;
 use crate::gate::Pass;
+use crate::gate::Refused;
 use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
 use crate::pagemap::{AllocError, Held, MAX_ORDER, Started};
@@ -143,6 +144,8 @@ pub enum MigrateError {
     Busy,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for MigrateError {
@@ -152,12 +155,22 @@ impl fmt::Display for MigrateError {
             Self::NoSuchPage => "the space has no such device, or the device no such page",
             Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
             Self::Busy => "the page is held by others, or there is no RAM for it; try again",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
         })
     }
 }
 
 impl std::error::Error for MigrateError {}
+
+impl std::convert::From<Refused> for MigrateError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
 
 /// What a migration came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

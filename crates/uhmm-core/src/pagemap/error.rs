@@ -1,5 +1,6 @@
 //! Why device memory could not be had.
 
+use crate::gate::Refused;
 use std::fmt;
 
 /// Why a device has no page to give.
@@ -19,6 +20,8 @@ pub enum AllocError {
     DoesNotMigrate,
     /// The process is forking, and the fork does not end; try again.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for AllocError {
@@ -30,12 +33,22 @@ impl fmt::Display for AllocError {
             Self::NoSuchDevice => "the space has no such device",
             Self::NoSuchPage => "the device has no such page",
             Self::DoesNotMigrate => "pages of that type of device memory do not migrate",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
         })
     }
 }
 
 impl std::error::Error for AllocError {}
+
+impl From<Refused> for AllocError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}
 
 /// Why a chunk of device memory was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +65,8 @@ pub enum AddChunkError {
     NoAddressSpace,
     /// The process is forking.
     Forking,
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
 }
 
 impl fmt::Display for AddChunkError {
@@ -62,9 +77,19 @@ impl fmt::Display for AddChunkError {
             Self::Removed => "the device was removed",
             Self::Refused => "the driver has no memory for another chunk",
             Self::NoAddressSpace => "no address space for the chunk's table (ulimit -v unlimited)",
-            Self::Forking => "the process is forking; try again",
+            Self::Forking => Refused::FORKING,
+            Self::InNotifier => Refused::IN_NOTIFIER,
         })
     }
 }
 
 impl std::error::Error for AddChunkError {}
+
+impl From<Refused> for AddChunkError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forking => Self::Forking,
+            Refused::InNotifier => Self::InNotifier,
+        }
+    }
+}

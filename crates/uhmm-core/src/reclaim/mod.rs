@@ -32,7 +32,7 @@ mod unmap;
 
 use crate::addr::PageNo;
 use crate::fault::Scratch;
-use crate::frames::{BLOCK, slots_for};
+use crate::frames::{BLOCK, block_slots_for};
 use crate::lock::Lock;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -89,7 +89,7 @@ pub(crate) struct Reclaim {
 
 impl Reclaim {
     pub(crate) fn new(start: PageNo, budget: usize) -> Self {
-        let blocks = slots_for(budget) / BLOCK;
+        let blocks = block_slots_for(budget) / BLOCK;
         Self {
             pressure: Pressure::new(budget),
             hand: Lock::new(Hand::new(start)),

@@ -5,6 +5,7 @@ use crate::claims::Run;
 use crate::entry::State;
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, first_slot};
+use crate::mirror::Event;
 use crate::mmu::{Mmu, Stop};
 use crate::protection::Fixed;
 use crate::space::Space;
@@ -192,6 +193,7 @@ impl<M: Mmu> Space<M> {
         let before = hand.filled;
         let mut unshared = false;
         hand.at = run.pages().end().max(hand.at);
+        self.notify(run.pages(), Event::Migrate, None);
         let stop = loop {
             let pages = run.pages();
             let first = first_slot(block).plus(hand.filled);
@@ -238,6 +240,7 @@ impl<M: Mmu> Space<M> {
         run.truncate(kept);
         let pages = run.pages();
         hand.at = pages.end().max(hand.at);
+        self.notify(pages, Event::Migrate, None);
         let first = first_slot(block).plus(hand.filled);
         let progress = self.mmu.take(pages, Home::Pool(first));
         self.pool.moved_in(first, pages.start, progress.pages);

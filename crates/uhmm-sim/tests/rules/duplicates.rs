@@ -211,10 +211,10 @@ fn r7_a_read_only_page_with_a_duplicate_leaves_and_comes_back() {
     let world = read_again(16);
     let pages = PageRange::new(BASE.plus(4), 8);
     let space = world.space.clone();
-    space.change_protection(|| space.mmu().protect(pages, false));
+    space.change_protection(pages, || space.mmu().protect(pages, false));
     push_out_and_check(&world);
     assert_eq!(world.try_write(5), Err(Fault::Protected));
-    space.change_protection(|| space.mmu().protect(pages, true));
+    space.change_protection(pages, || space.mmu().protect(pages, true));
     world.write_all(0..16);
     push_out_and_check(&world);
 }

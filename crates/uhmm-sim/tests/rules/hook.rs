@@ -134,6 +134,14 @@ impl Mmu for HookedMmu {
         kernel(|| self.sim.peek(page, to))
     }
 
+    fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]) {
+        kernel(|| self.sim.read_mapped(page, offset, to));
+    }
+
+    fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
+        kernel(|| self.sim.write_mapped(page, offset, from));
+    }
+
     fn is_writable(&self, page: PageNo) -> bool {
         kernel(|| self.sim.is_writable(page))
     }

@@ -243,12 +243,12 @@ fn r7_a_page_that_may_not_be_written_leaves_and_comes_back_as_it_was() {
     world.write_all(0..32);
     let pages = PageRange::new(BASE.plus(8), 8);
     let space = world.space.clone();
-    space.change_protection(|| space.mmu().protect(pages, false));
+    space.change_protection(pages, || space.mmu().protect(pages, false));
     assert_eq!(world.push_out(), 0);
     world.check_invariants();
     world.check_all();
     assert!(world.try_write(9).is_err(), "it is still read-only");
-    space.change_protection(|| space.mmu().protect(pages, true));
+    space.change_protection(pages, || space.mmu().protect(pages, true));
     assert_eq!(
         world.try_write(9),
         Ok(0),

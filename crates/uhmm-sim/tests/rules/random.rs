@@ -179,13 +179,13 @@ impl Program<'_> {
     fn protect(&mut self) {
         let chunk = self.any_chunk();
         let (space, range) = (self.space, self.range(chunk));
-        space.change_protection(|| space.mmu().protect(range, false));
+        space.change_protection(range, || space.mmu().protect(range, false));
         for page in 0..CHUNK {
             self.check(chunk, page);
             let at = BASE.plus(self.pages(chunk) + page);
             assert_eq!(space.mmu().touch_write(at, |_| ()), Err(Fault::Protected));
         }
-        space.change_protection(|| space.mmu().protect(range, true));
+        space.change_protection(range, || space.mmu().protect(range, true));
     }
 
     fn pin(&mut self) {

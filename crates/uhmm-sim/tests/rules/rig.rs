@@ -439,7 +439,7 @@ impl Three {
     pub fn protect(&self, first: usize, len: usize, writable: bool) {
         let pages = PageRange::new(BASE.plus(first), len);
         self.space
-            .change_protection(|| self.mmu().protect(pages, writable));
+            .change_protection(pages, || self.mmu().protect(pages, writable));
     }
 }
 

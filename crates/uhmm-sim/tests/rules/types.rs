@@ -162,7 +162,7 @@ fn what_is_in_the_way_of_a_mapping_stays() {
         write(&space, 22, 5);
         assert_eq!(refused(20), Err(MapError::InTheWay));
         assert_eq!(read(&space, 22), 5);
-        space.change_protection(|| space.mmu().protect(range(42, 1), false));
+        space.change_protection(range(42, 1), || space.mmu().protect(range(42, 1), false));
         assert_eq!(refused(40), Err(MapError::InTheWay));
         space.mmu().map(range(62, 1), false);
         assert!(refused(60).is_err());
@@ -404,7 +404,7 @@ fn a_files_bytes_survive_an_unmapping_that_cannot_move_them() {
             "pinned" => assert!(space.mmu().pin(BASE.plus(4))),
             "shared" => space.mmu().share(range(3, 4)),
             "read-only" => {
-                space.change_protection(|| space.mmu().protect(range(3, 4), false));
+                space.change_protection(range(3, 4), || space.mmu().protect(range(3, 4), false));
             }
             "changing" => space.mmu().fail(Call::Take, Failure::next(Stop::Changing)),
             _ => {

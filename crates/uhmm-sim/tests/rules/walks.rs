@@ -89,7 +89,7 @@ fn r13_a_lookup_says_what_is_there_and_never_faults() {
             State::None | State::Limbo(_) => Err(NotOrdinary::Missing),
             State::System { .. } => Ok(()),
             State::Poisoned => Err(NotOrdinary::Poisoned),
-            State::Migrating => unreachable!(),
+            State::Migrating | State::Exclusive { .. } => unreachable!(),
         };
         assert_eq!(lookup(page), expected, "page {page}");
     }

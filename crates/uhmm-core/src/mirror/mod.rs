@@ -1,0 +1,356 @@
+//! Mirrors: a device's own page table over part of the space, kept right by notifiers (`hmm_range_fault`
+//! and the interval notifiers of Linux).
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `notifier.rs` | who is told before pages change, and the sequence that shows that they have |
+//! | `range_fault.rs` | what a device may map for each page, with or without faulting it in |
+//! | `exclusive.rs` | pages that are a device's alone until the program touches them |
+//! | this one | [`Mirror`]: a table with its lock, and the loop that keeps it right (R14) |
+//!
+//! [`IntervalNotifier`] and [`Space::range_fault`] are the pieces, for a device with a lock of its own. A
+//! [`Mirror`] owns the lock, and does the whole loop: take the sequence, fault, lock, check, all over
+//! again if it has moved; and only then is the table written, with the lock held.
+//!
+//! While the lock is held, what the table says is so: a notifier waits for it. So it is held for
+//! short, by threads that touch no managed memory but by [`Table::read`] and [`Table::write`], which do
+//! not fault. Whoever holds it must not call the space: the caller of the notifier may have in its
+//! hands what that call would wait for.
+
+mod exclusive;
+mod notifier;
+mod range_fault;
+
+use crate::addr::{PageData, PageNo, PageRange};
+use crate::device::Owner;
+use crate::entry::State;
+use crate::fault::Scratch;
+use crate::mmu::Mmu;
+use crate::space::Space;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+pub use notifier::{
+    Event, IntervalNotifier, Invalidating, Invalidation, Notifier, NotifierError, Sequence,
+};
+pub(crate) use notifier::{Notifiers, in_notifier};
+pub use range_fault::{Mapped, Need, Permission, RangeFault};
+
+use notifier::PATIENCE;
+
+/// A device's page table, as its mirror keeps it.
+pub trait DeviceTable: Send {
+    /// Forgets what the table says of the pages that `what` names. Runs in the fault path: see
+    /// [`Notifier`] for what it may do.
+    fn invalidate(&mut self, what: &Invalidation);
+}
+
+/// Why a device does not get at pages. Its table has not changed, unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorError {
+    /// Something is wrong with the mirror itself.
+    Notifier(NotifierError),
+    /// Some of the range is not the mirror's, or it is empty.
+    NotMirrored,
+    /// This page is not mapped, or the program may not read it.
+    NoAccess(PageNo),
+    /// The program may not write to this page.
+    NotWritable(PageNo),
+    /// This page is lost.
+    Poisoned(PageNo),
+    /// There is no RAM for this page.
+    NoRam(PageNo),
+    /// So much of the budget would be exclusive or pinned that the rest of the program could not go on.
+    TooMuch {
+        /// The most pages that can be so at a time.
+        limit: usize,
+    },
+    /// The table does not have this page, or not for that: populate it first.
+    NotInTable(PageNo),
+    /// The process is forking, and the fork does not end; try again.
+    Forking,
+}
+
+impl fmt::Display for MirrorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = |page: &PageNo| page.address();
+        match self {
+            Self::Notifier(error) => error.fmt(f),
+            Self::NotMirrored => f.write_str("some of the range is not the mirror's"),
+            Self::NoAccess(page) => write!(
+                f,
+                "the page at {:#x} is not mapped, or may not be read",
+                at(page)
+            ),
+            Self::NotWritable(page) => {
+                write!(f, "the page at {:#x} may not be written to", at(page))
+            }
+            Self::Poisoned(page) => write!(f, "the page at {:#x} is lost", at(page)),
+            Self::NoRam(page) => write!(f, "there is no RAM for the page at {:#x}", at(page)),
+            Self::TooMuch { limit } => write!(
+                f,
+                "no more than {} KiB can be exclusive or pinned at a time: give a larger budget, or \
+                 let some go",
+                limit * 4
+            ),
+            Self::NotInTable(page) => write!(
+                f,
+                "the device's table does not have the page at {:#x} for that: fault it in first",
+                at(page)
+            ),
+            Self::Forking => f.write_str(crate::gate::Refused::FORKING),
+        }
+    }
+}
+
+impl std::error::Error for MirrorError {}
+
+impl From<NotifierError> for MirrorError {
+    fn from(error: NotifierError) -> Self {
+        Self::Notifier(error)
+    }
+}
+
+impl From<crate::gate::Refused> for MirrorError {
+    fn from(refused: crate::gate::Refused) -> Self {
+        match refused {
+            crate::gate::Refused::Forking => Self::Forking,
+            crate::gate::Refused::InNotifier => Self::Notifier(NotifierError::InNotifier),
+        }
+    }
+}
+
+/// What the program may do with parts of a range. Parts that are not named are not mapped.
+pub type Permissions = Vec<(PageRange, Permission)>;
+
+/// The notifier of a mirror: the table, behind its lock.
+struct Locked<T>(Mutex<T>);
+
+impl<T> Locked<T> {
+    fn lock(&self) -> MutexGuard<'_, T> {
+        // What panicked was the driver's; the notifier that does so is not called again.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Invalidate<T>(Arc<Locked<T>>);
+
+impl<T: DeviceTable> Notifier for Invalidate<T> {
+    fn invalidate(&self, what: &Invalidation) {
+        self.0.lock().invalidate(what);
+    }
+}
+
+/// A device's page table over part of the space. Dropping it gives back what was exclusive to it, and
+/// ends its notifier.
+pub struct Mirror<'a, M: Mmu, T> {
+    notifier: IntervalNotifier<'a, M>,
+    table: Arc<Locked<T>>,
+    owner: Option<Owner>,
+}
+
+/// The table of a mirror, locked: what it says is so for as long as this lives.
+pub struct Table<'a, M: Mmu, T> {
+    space: &'a Space<M>,
+    pages: PageRange,
+    table: MutexGuard<'a, T>,
+}
+
+impl<M: Mmu> Space<M> {
+    /// Makes `table` a device's page table over `pages`. Private pages of `owner`'s devices are
+    /// mapped for it where they are, instead of being brought to RAM.
+    ///
+    /// # Errors
+    /// [`NotifierError`].
+    pub fn mirror<T: DeviceTable + 'static>(
+        &self,
+        pages: PageRange,
+        owner: Option<Owner>,
+        table: T,
+    ) -> Result<Mirror<'_, M, T>, NotifierError> {
+        let table = Arc::new(Locked(Mutex::new(table)));
+        let invalidate = Box::new(Invalidate(Arc::clone(&table)));
+        Ok(Mirror {
+            notifier: self.add_notifier(pages, invalidate)?,
+            table,
+            owner,
+        })
+    }
+}
+
+impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
+    /// The pages that are mirrored.
+    pub fn pages(&self) -> PageRange {
+        self.notifier.pages()
+    }
+
+    /// Locks the table, for the device to use what it says.
+    ///
+    /// # Errors
+    /// [`NotifierError::InNotifier`], [`NotifierError::Failed`], [`NotifierError::Removed`].
+    pub fn lock(&self) -> Result<Table<'_, M, T>, NotifierError> {
+        self.notifier.check()?;
+        Ok(Table {
+            space: self.notifier.space,
+            pages: self.pages(),
+            table: self.table.lock(),
+        })
+    }
+
+    /// Brings pages to where the device can map them, as `request` says, and calls `install` with what
+    /// it may map, with the table locked and while that is so (R14). `look` tells what the program may
+    /// do with the range; it is called again in each round. Returns what `install` does, and in how
+    /// many rounds pages had to be faulted in.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; `install` was not called.
+    pub fn range_fault<R>(
+        &self,
+        request: &RangeFault<'_>,
+        mut look: impl FnMut(PageRange) -> Result<Permissions, MirrorError>,
+        scratch: &mut Scratch,
+        install: impl FnOnce(&mut Table<'_, M, T>, &[Mapped]) -> R,
+    ) -> Result<(R, usize), MirrorError> {
+        let pages = request.pages;
+        if pages.len == 0 || !self.pages().covers(pages) {
+            return Err(MirrorError::NotMirrored);
+        }
+        let space = self.notifier.space;
+        let start = Instant::now();
+        let (mut found, mut rounds) = (Vec::new(), 0);
+        loop {
+            let sequence = self.notifier.read_begin()?;
+            let allowed = look(pages)?;
+            rounds += space.range_fault(request, &allowed, self.owner, scratch, &mut found)?;
+            let mut table = self.lock()?;
+            if !self.notifier.read_retry(sequence) {
+                return Ok((install(&mut table, &found), rounds));
+            }
+            drop(table);
+            if start.elapsed() > PATIENCE {
+                return Err(NotifierError::Busy.into());
+            }
+        }
+    }
+
+    /// Makes pages the device's alone (R17): unmapped, until the program touches them, they are pinned
+    /// or the process forks; then the table is told ([`Event::EndExclusive`]) and the page is the program's again.
+    /// Best effort page by page: pinned pages and pages of devices that the CPU maps stay what they
+    /// are. Calls `install` with the table locked, and for each page whether the device has it alone;
+    /// that holds for as long as the lock. The program must be allowed to write to all of the range.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; `install` was not called.
+    pub fn make_exclusive<R>(
+        &self,
+        pages: PageRange,
+        scratch: &mut Scratch,
+        install: impl FnOnce(&mut Table<'_, M, T>, &[bool]) -> R,
+    ) -> Result<R, MirrorError> {
+        if pages.len == 0 || !self.pages().covers(pages) {
+            return Err(MirrorError::NotMirrored);
+        }
+        self.notifier
+            .space
+            .take_exclusive(pages, &self.notifier, scratch)?;
+        let mut table = self.lock()?;
+        let alone: Vec<_> = pages.iter().map(|page| self.has_alone(page)).collect();
+        Ok(install(&mut table, &alone))
+    }
+
+    /// Whether the device has `page` alone. With the table locked, that lasts as long as the lock.
+    pub fn has_alone(&self, page: PageNo) -> bool {
+        let number = self.notifier.interval.number;
+        self.pages().contains(page)
+            && matches!(self.notifier.space.state(page),
+                State::Exclusive { holder, .. } if holder == number)
+    }
+
+    /// Gives the bytes of a page that the device has alone to `with`: nobody else reads or writes them
+    /// meanwhile, so whatever it does there is atomic.
+    ///
+    /// # Errors
+    /// [`MirrorError::NotInTable`]: the device does not have it alone (any more).
+    pub fn with_exclusive<R>(
+        &self,
+        page: PageNo,
+        with: impl FnOnce(&mut T, &mut PageData) -> R,
+    ) -> Result<R, MirrorError> {
+        let mut table = self.lock()?;
+        let space = self.notifier.space;
+        let number = self.notifier.interval.number;
+        // The lock is held: who ends it waits in the notifier, before the frame is touched.
+        match space.state(page) {
+            State::Exclusive { frame, holder }
+                if holder == number && self.pages().contains(page) =>
+            {
+                let (mut with, mut result) = (Some(with), None);
+                let frame = space.pool.claim_limbo(frame);
+                space.mmu.with_frame(&frame, &mut |data| {
+                    let with = with.take().expect("called once");
+                    result = Some(with(&mut table.table, data));
+                });
+                Ok(result.expect("the frame's bytes were given"))
+            }
+            _ => Err(MirrorError::NotInTable(page)),
+        }
+    }
+}
+
+impl<M: Mmu, T> Drop for Mirror<'_, M, T> {
+    fn drop(&mut self) {
+        let pages = self.notifier.pages();
+        self.notifier.space.end_exclusive_of(&self.notifier, pages);
+    }
+}
+
+impl<M: Mmu, T> Deref for Table<'_, M, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.table
+    }
+}
+
+impl<M: Mmu, T> DerefMut for Table<'_, M, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.table
+    }
+}
+
+impl<M: Mmu, T> Table<'_, M, T> {
+    /// Reads bytes of a page that the table has as mapped by the CPU, from `offset` on, the way a device
+    /// reads memory: while the program may be writing to it.
+    ///
+    /// # Errors
+    /// [`MirrorError::NotInTable`]: it cannot be, since the CPU does not map it.
+    pub fn read(&self, page: PageNo, offset: usize, to: &mut [u8]) -> Result<(), MirrorError> {
+        self.check_mapped(page)?;
+        self.space.mmu.read_mapped(page, offset, to);
+        Ok(())
+    }
+
+    /// Writes to a page that the table has as mapped by the CPU and writable.
+    ///
+    /// # Errors
+    /// As [`Table::read`].
+    pub fn write(&mut self, page: PageNo, offset: usize, from: &[u8]) -> Result<(), MirrorError> {
+        self.check_mapped(page)?;
+        self.space.mmu.write_mapped(page, offset, from);
+        Ok(())
+    }
+
+    /// A table that was told of everything has no page that is not mapped. One that is in somebody's
+    /// hands is mapped still: they wait in the notifier for the lock that we hold.
+    fn check_mapped(&self, page: PageNo) -> Result<(), MirrorError> {
+        let mapped = self.pages.contains(page)
+            && match self.space.state(page) {
+                State::System { .. } | State::Coherent(_) => true,
+                State::Migrating => self.space.is_present(page),
+                _ => false,
+            };
+        mapped.then_some(()).ok_or(MirrorError::NotInTable(page))
+    }
+}
