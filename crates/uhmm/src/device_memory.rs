@@ -254,7 +254,7 @@ impl Space {
     }
 
     /// Runs `work` on a thread whose stack is not managed: this one, or another.
-    fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         if self.check_stack().is_ok() {
             return work();
         }

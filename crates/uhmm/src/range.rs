@@ -1,9 +1,11 @@
 //! Ranges of bytes that callers name, checked before anything is done to them.
 
 use crate::build::Space;
+use crate::memory::Protection;
 use std::fmt;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
+use uhmm_core::mirror::{Permission, Permissions};
 
 /// What is wrong with a range. Nothing has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,18 +69,7 @@ impl Space {
         len: usize,
         accessible: bool,
     ) -> Result<PageRange, RangeError> {
-        if len == 0 {
-            return Err(RangeError::Empty);
-        }
-        if !address.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
-            return Err(RangeError::Unaligned);
-        }
-        let end = address.checked_add(len).ok_or(RangeError::Overflow)?;
-        let all = self.core().range();
-        if address < all.start.address() || end > all.end().address() {
-            return Err(RangeError::Foreign);
-        }
-        let pages = PageRange::new(PageNo::containing(address), len / PAGE_SIZE);
+        let pages = self.page_range(address, len)?;
         let pieces = self.memory().pieces(pages);
         let pieces = pieces.map_err(|_| RangeError::Forking)?;
         if pieces.iter().any(|(_, attributes)| attributes.foreign) {
@@ -91,5 +82,38 @@ impl Space {
             return Err(RangeError::NoAccess);
         }
         Ok(pages)
+    }
+
+    /// The pages of a range of the space, whatever is mapped there.
+    pub(crate) fn page_range(&self, address: usize, len: usize) -> Result<PageRange, RangeError> {
+        if len == 0 {
+            return Err(RangeError::Empty);
+        }
+        if !address.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+            return Err(RangeError::Unaligned);
+        }
+        let end = address.checked_add(len).ok_or(RangeError::Overflow)?;
+        let all = self.core().range();
+        if address < all.start.address() || end > all.end().address() {
+            return Err(RangeError::Foreign);
+        }
+        Ok(PageRange::new(PageNo::containing(address), len / PAGE_SIZE))
+    }
+
+    /// What the program may do with the parts of `pages` that are mapped in this space.
+    pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
+        let pieces = self.memory().pieces(pages);
+        let pieces = pieces.map_err(|_| RangeError::Forking)?;
+        let ours = pieces.into_iter().filter(|(_, is)| !is.foreign);
+        let allowed = ours.map(|(piece, is)| {
+            let protection = Protection::from_bits_retain(is.protection);
+            let permission = Permission {
+                // On the machines there are, what may be written or executed may be read.
+                read: !protection.is_empty(),
+                write: protection.contains(Protection::WRITE),
+            };
+            (piece, permission)
+        });
+        Ok(allowed.collect())
     }
 }

@@ -54,6 +54,13 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
     }
 
+    /// The space, and all of the region to write to.
+    pub(crate) fn parts_mut(&mut self) -> (&Space, &mut [u8]) {
+        // SAFETY: as in `as_mut_slice`.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) };
+        (&self.space, bytes)
+    }
+
     /// Drops the contents: all of it reads as zero.
     ///
     /// # Errors
