@@ -8,7 +8,7 @@
 //! | 3 | referenced: spared once by reclaim (only System) |
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
 //! | 5 | duplicate: a device page still has the same bytes (only System) |
-//! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned); Exclusive: the mirror that has it |
+//! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned, and Migrating from these); Exclusive: the mirror that has it |
 //! | 32..64 | Limbo, Exclusive: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
 //!
 //! All that a waiter can wait for is in the low half, which is what a futex compares.
@@ -22,9 +22,10 @@
 //! compare-and-swaps on a settled word: one clears the referenced bit, two count pins up and down.
 //!
 //! A pinned page may be claimed only by who leaves it where it is ([`crate::claims`] sees to that),
-//! and its pins outlast the claim: `settle` keeps them. Who unpins a claimed page waits for the
-//! claim's end. So a pin is a promise that the page stays, whatever else is done to it: a claim that
-//! would move it either came first, and the pin waits, or finds it pinned, and lets it be (R11).
+//! and its pins outlast the claim: they stay in the word. So a pin is a promise that the page stays,
+//! whatever else is done to it: a claim that would move it either came first, and the pin waits, or
+//! finds it pinned, and lets it be (R11). A pin is counted down whoever has the page, so that who
+//! releases one never waits: it may be in a notifier, called by who has the page.
 //!
 //! Who meets Migrating does not wait in a fault handler: it sets the wanted bit and goes on. The
 //! claim's end sees the bit (it swaps the word) and wakes whoever faults or waits on the page.
@@ -100,6 +101,11 @@ impl State {
             self,
             Self::System { .. } | Self::Coherent(_) | Self::Poisoned
         )
+    }
+
+    /// Whether the word of a page that is so counts pins: no new ones while it is claimed.
+    const fn counts_pins(self) -> bool {
+        self.takes_pins() || matches!(self, Self::Migrating)
     }
 }
 
@@ -178,7 +184,7 @@ impl Word {
 
     /// How many pins keep the page where it is.
     pub(crate) const fn pins(self) -> u16 {
-        if self.state().takes_pins() {
+        if self.state().counts_pins() {
             self.pin_field()
         } else {
             0
@@ -270,26 +276,28 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
     /// Claims `page` if its entry is still `seen`, which is settled.
     pub(crate) fn claim(&self, page: PageNo, seen: Word) -> Option<Claim> {
         debug_assert!(seen.state() != State::Migrating);
+        let claimed = Word(MIGRATING).pinned(seen.pins());
         self.word(page)
-            .compare_exchange(seen.0, MIGRATING, AcqRel, Acquire)
+            .compare_exchange(seen.0, claimed.0, AcqRel, Acquire)
             .ok()?;
         self.count(page, weight(seen.0), claimed_weight(seen.0));
         Some(Claim { page, was: seen })
     }
 
-    /// Ends `claim`: the page now is `state`, with the pins that it had. Wakes whoever waited for it.
+    /// Ends `claim`: the page now is `state`, with the pins that it has. Wakes whoever waited for it.
     pub(crate) fn settle<M: Mmu>(&self, claim: Claim, state: State, mmu: &M) {
         let word = self.word(claim.page);
-        let mut settled = Word::of(state);
-        let pins = claim.was.pins();
-        if pins > 0 {
-            assert!(state.takes_pins(), "a pinned page stays: {state:?} (R11)");
-            settled = settled.pinned(pins);
-        }
-        let now = settled.0;
-        self.count(claim.page, claimed_weight(claim.was.0), weight(now));
-        let wanted = word.swap(now, AcqRel) & WANTED != 0;
-        if wanted {
+        let settled = Word::of(state);
+        self.count(claim.page, claimed_weight(claim.was.0), weight(settled.0));
+        let settle = |now| match Word(now).pins() {
+            0 => Some(settled.0),
+            pins => {
+                assert!(state.takes_pins(), "a pinned page stays: {state:?} (R11)");
+                Some(settled.pinned(pins).0)
+            }
+        };
+        let was = word.fetch_update(AcqRel, Acquire, settle);
+        if was.is_ok_and(|was| was & WANTED != 0) {
             mmu.wake(PageRange::new(claim.page, 1));
             mmu.wake_waiters(word);
         }
@@ -318,26 +326,15 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
             .is_ok()
     }
 
-    /// Takes a pin of `page` back, once nobody has the page in hand; returns whether it was the last.
-    pub(crate) fn unpin<M: Mmu>(&self, page: PageNo, mmu: &M) -> bool {
-        loop {
-            let seen = self.load(page);
-            if seen.state() == State::Migrating {
-                self.wait(page, mmu);
-                continue;
-            }
-            assert!(
-                seen.pins() > 0,
-                "{page:?} is unpinned more often than pinned (R12)"
-            );
-            let left = seen.pinned(seen.pins() - 1);
-            let done = self
-                .word(page)
-                .compare_exchange(seen.0, left.0, AcqRel, Relaxed)
-                .is_ok();
-            if done {
-                return left.pins() == 0;
-            }
+    /// Takes a pin of `page` back, whoever has the page in hand; returns whether it was the last.
+    pub(crate) fn unpin(&self, page: PageNo) -> bool {
+        let fewer = |now| {
+            let left = Word(now).pins().checked_sub(1)?;
+            Some(Word(now).pinned(left).0)
+        };
+        match self.word(page).fetch_update(AcqRel, Acquire, fewer) {
+            Ok(was) => Word(was).pins() == 1,
+            Err(_) => panic!("{page:?} is unpinned more often than pinned (R12)"),
         }
     }
 
@@ -489,7 +486,7 @@ mod tests {
         ] {
             let word = Word::of(state);
             assert_eq!((word.state(), word.pins()), (state, 0));
-            if state.takes_pins() {
+            if state.counts_pins() {
                 let pinned = word.pinned(MAX_PINS);
                 assert_eq!((pinned.state(), pinned.pins()), (state, MAX_PINS));
                 assert_eq!(pinned.pinned(0), word);

@@ -207,7 +207,7 @@ impl<M: Mmu> PinnedPages<'_, M> {
         }
         let space = self.space;
         for page in pages.iter() {
-            if space.entries.unpin(page, &space.mmu) {
+            if space.entries.unpin(page) {
                 space.stats().pinned_pages.sub(1);
                 space.keep(-1);
             }
