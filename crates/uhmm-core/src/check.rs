@@ -64,6 +64,11 @@ impl<M: Mmu> Space<M> {
         );
         assert_eq!(stats.pinned_pages.get(), pinned, "pinned pages add up");
         assert_eq!(
+            self.kept(),
+            pinned as usize + exclusive,
+            "what is kept from reclaim is pinned or exclusive"
+        );
+        assert_eq!(
             self.pool.exclusive_frames(),
             exclusive,
             "a frame that was made exclusive is some page's"

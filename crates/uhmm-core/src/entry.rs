@@ -86,6 +86,17 @@ impl State {
         matches!(self, Self::System { .. } | Self::Coherent(_))
     }
 
+    /// Whether writes to the page are tracked, because a device page has the same bytes.
+    pub const fn is_tracked(self) -> bool {
+        matches!(
+            self,
+            Self::System {
+                duplicate: Some(_),
+                ..
+            }
+        )
+    }
+
     /// The device page that the entry holds a reference on.
     pub const fn device_page(self) -> Option<DeviceAddr> {
         match self {

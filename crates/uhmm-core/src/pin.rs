@@ -209,7 +209,7 @@ impl<M: Mmu> PinnedPages<'_, M> {
         for page in pages.iter() {
             if space.entries.unpin(page) {
                 space.stats().pinned_pages.sub(1);
-                space.keep(-1);
+                space.keep_no_more(1);
             }
         }
         let stats = space.stats();
@@ -314,7 +314,6 @@ impl<M: Mmu> Space<M> {
         for page in pages.iter() {
             if self.take_one(page, flags, scratch)? {
                 self.stats().pinned_pages.add(1);
-                self.keep(1);
             }
             pinned.pages.len += 1;
             let counter = match taken {
@@ -369,10 +368,10 @@ impl<M: Mmu> Space<M> {
                     duplicate: Some(_), ..
                 } if flags.write => {
                     // The next write would be a fault.
-                    let same = |now| now == state;
-                    if let Some(claimed) = Single::claim_in_place(self, page, same) {
-                        self.give_duplicate_up(claimed);
+                    if flags.fast {
+                        return Err(PinError::WouldFault(page));
                     }
+                    self.end_tracking(page)?;
                 }
                 State::Coherent(at) if self.holding(at, flags) == Holding::AfterMigrating => {
                     match self.migrate_device_coherent_page(at) {
@@ -386,19 +385,23 @@ impl<M: Mmu> Space<M> {
                     if seen.pins() == MAX_PINS {
                         return Err(PinError::TooMany(page));
                     }
+                    // Counted first: a pin that can be seen is never missing from the count.
                     let first = seen.pins() == 0;
-                    let limit = self.keep_limit();
-                    if first && self.kept() >= limit {
+                    if first && !self.keep_some(1) {
+                        let limit = self.keep_limit();
                         return Err(PinError::TooMuch { limit });
                     }
                     if self.entries.pin(page, seen) {
                         return Ok(first);
                     }
+                    if first {
+                        self.keep_no_more(1);
+                    }
                 }
                 _ if flags.fast => return Err(PinError::WouldFault(page)),
                 _ if late => {
                     return Err(match state {
-                        State::None | State::Limbo(_) if self.pool.available() == 0 => {
+                        State::None | State::Private(_) if self.pool.available() == 0 => {
                             PinError::NoRam(page)
                         }
                         _ => PinError::Busy(page),
@@ -430,6 +433,15 @@ impl<M: Mmu> Space<M> {
             Outcome::Held => self.nap(),
         }
         self.relieve();
+        Ok(())
+    }
+
+    /// Ends the tracking of a page in RAM, if there is any and nobody else has the page.
+    pub(crate) fn end_tracking(&self, page: PageNo) -> Result<(), Refused> {
+        let _pass = self.gate.enter_soon(&self.mmu)?;
+        if let Some(claimed) = Single::claim_in_place(self, page, State::is_tracked) {
+            self.give_duplicate_up(claimed);
+        }
         Ok(())
     }
 

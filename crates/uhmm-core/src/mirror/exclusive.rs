@@ -47,7 +47,7 @@ impl<M: Mmu> Space<M> {
                 State::Poisoned => return Err(MirrorError::Poisoned(at)),
                 // Device memory that the CPU maps is its driver's already.
                 State::Coherent(_) => at = at.plus(1),
-                State::None | State::Limbo(_) if late && self.pool.available() == 0 => {
+                State::None | State::Private(_) if late && self.pool.available() == 0 => {
                     return Err(MirrorError::NoRam(at));
                 }
                 _ if late => return Err(NotifierError::Busy.into()),
@@ -71,45 +71,37 @@ impl<M: Mmu> Space<M> {
         let holder = notifier.interval.number;
         let limit = self.keep_limit();
         let room = limit.saturating_sub(self.kept());
-        if room == 0 {
-            return Err(MirrorError::TooMuch { limit });
-        }
         let sequence = notifier.read_begin()?;
         let _pass = self.gate.enter_soon(&self.mmu)?;
-        let has_duplicate = |state| {
-            matches!(
-                state,
-                State::System {
-                    duplicate: Some(_),
-                    ..
-                }
-            )
-        };
-        if let Some(claimed) = Single::claim(self, at, has_duplicate) {
+        if let Some(claimed) = Single::claim(self, at, State::is_tracked) {
             self.give_duplicate_up(claimed);
         }
-        let plain = |_, state: State| {
-            matches!(
-                state,
-                State::System {
-                    duplicate: None,
-                    ..
-                }
-            )
-        };
-        let mut run = Run::collect(self, at, most.min(room), plain);
-        if run.pages().len == 0 {
+        let plain = |_, state: State| matches!(state, State::System { .. }) && !state.is_tracked();
+        let mut run = Run::collect(self, at, most.min(room.max(1)), plain);
+        let len = run.pages().len;
+        if len == 0 {
             // Pinned, or it has just changed.
             return Ok(usize::from(self.is_pinned(at)));
         }
+        // Counted first: what is exclusive is never missing from the count.
+        if !self.keep_some(len) {
+            return match room {
+                0 => Err(MirrorError::TooMuch { limit }),
+                _ => Ok(0),
+            };
+        }
         self.notify(run.pages(), Event::Exclusive, Some(holder));
-        let Some((first, len)) = self.pool.reserve_exclusive(at, run.pages().len) else {
+        let Some((first, reserved)) = self.pool.reserve_exclusive(at, len) else {
+            self.keep_no_more(len);
             return Err(MirrorError::TooMuch { limit });
         };
+        self.keep_no_more(len - reserved);
+        let len = reserved;
         run.truncate(len);
         if notifier.read_retry(sequence) {
             // A fork, or whoever else changes the range, has come first.
             self.pool.moved_out(first, len);
+            self.keep_no_more(len);
             return Ok(0);
         }
         let (mut done, mut unshared) = (0, false);
@@ -129,7 +121,7 @@ impl<M: Mmu> Space<M> {
             }
         };
         self.pool.moved_out(first.plus(done), len - done);
-        self.keep(done as isize);
+        self.keep_no_more(len - done);
         self.stats().exclusive_pages.add(done as u64);
         if stop == Some(Stop::Busy) {
             self.stats().busy_pages.add(1);
@@ -166,7 +158,7 @@ impl<M: Mmu> Space<M> {
         };
         if back {
             claimed.settle(State::system(true));
-            self.keep(-1);
+            self.keep_no_more(1);
             self.stats().exclusive_ends.add(1);
         } else {
             // The touch repeats.
@@ -197,7 +189,7 @@ impl<M: Mmu> Space<M> {
     pub(crate) fn drop_exclusive(&self, frame: FrameNo) {
         self.drop_frame(frame);
         self.pool.uncharge(1, self.stats());
-        self.keep(-1);
+        self.keep_no_more(1);
         self.stats().exclusive_ends.add(1);
     }
 
@@ -250,8 +242,16 @@ impl<M: Mmu> Space<M> {
         self.kept.load(Acquire)
     }
 
-    /// `more` of them.
-    pub(crate) fn keep(&self, more: isize) {
-        self.kept.fetch_add(more as usize, AcqRel);
+    /// Counts `pages` more of them, unless that would be too many.
+    pub(crate) fn keep_some(&self, pages: usize) -> bool {
+        let limit = self.keep_limit();
+        let more = |kept| Some(kept + pages).filter(|kept| *kept <= limit);
+        self.kept.fetch_update(AcqRel, Acquire, more).is_ok()
+    }
+
+    /// `pages` of them are kept no longer.
+    pub(crate) fn keep_no_more(&self, pages: usize) {
+        let was = self.kept.fetch_sub(pages, AcqRel);
+        debug_assert!(was >= pages, "more is let go than was kept");
     }
 }

@@ -4,7 +4,6 @@
 use super::notifier::PATIENCE;
 use super::{MirrorError, NotifierError};
 use crate::addr::{DeviceAddr, PageNo, PageRange};
-use crate::claims::Single;
 use crate::device::Owner;
 use crate::entry::State;
 use crate::fault::Scratch;
@@ -149,7 +148,7 @@ impl<M: Mmu> Space<M> {
                         self.bring_for(page, need, &other, scratch)?;
                         if start.elapsed() > PATIENCE {
                             return Err(match self.state(page) {
-                                State::None | State::Limbo(_) if self.pool.available() == 0 => {
+                                State::None | State::Private(_) if self.pool.available() == 0 => {
                                     MirrorError::NoRam(page)
                                 }
                                 _ => NotifierError::Busy.into(),
@@ -213,21 +212,7 @@ impl<M: Mmu> Space<M> {
             Look::Is(_) => {}
             Look::Wait => self.entries.wait(page, &self.mmu),
             Look::Fault => self.bring(page, need.write, scratch)?,
-            Look::Tracked => {
-                let _pass = self.gate.enter_soon(&self.mmu)?;
-                let is_tracked = |state| {
-                    matches!(
-                        state,
-                        State::System {
-                            duplicate: Some(_),
-                            ..
-                        }
-                    )
-                };
-                if let Some(claimed) = Single::claim_in_place(self, page, is_tracked) {
-                    self.give_duplicate_up(claimed);
-                }
-            }
+            Look::Tracked => self.end_tracking(page)?,
         }
         Ok(())
     }
