@@ -7,7 +7,7 @@ use crate::fault::Scratch;
 use crate::gate::Refused;
 use crate::mirror::in_notifier;
 use crate::mmu::Mmu;
-use crate::pagemap::{AddChunkError, BATCH, DevPagemap};
+use crate::pagemap::{AddChunkError, BATCH, DevPagemap, DeviceMemory};
 use crate::reclaim::Step;
 use crate::space::Space;
 use std::fmt;
@@ -99,7 +99,7 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let memory = self.to_be_emptied(device)?;
         let new = memory.kill();
         if !new && memory.chunks().all(DevPagemap::is_released) {
             return Err(RemoveError::AlreadyRemoved);
@@ -119,7 +119,7 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let memory = self.to_be_emptied(device)?;
         let pagemap = memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
         if pagemap.is_released() {
             return Err(RemoveError::AlreadyRemoved);
@@ -150,7 +150,7 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        self.to_be_emptied(device)?;
         self.empty(device, None, Then::Stay, patience, scratch)
     }
 
@@ -165,7 +165,7 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let memory = self.to_be_emptied(device)?;
         memory.chunk(chunk).ok_or(RemoveError::NoSuchDevice)?;
         self.empty(device, Some(chunk), Then::Stay, patience, scratch)
     }
@@ -181,7 +181,7 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        let memory = self.find_device(device).ok_or(RemoveError::NoSuchDevice)?;
+        let memory = self.to_be_emptied(device)?;
         memory.set_suspended(true);
         self.empty(device, None, Then::Stay, patience, scratch)
     }
@@ -190,6 +190,14 @@ impl<M: Mmu> Space<M> {
     pub fn resume_device(&self, device: u8) -> bool {
         self.find_device(device)
             .is_some_and(|memory| memory.set_suspended(false))
+    }
+
+    /// A device, for who is to empty it.
+    fn to_be_emptied(&self, device: u8) -> Result<&DeviceMemory<M::Table>, RemoveError> {
+        if in_notifier() {
+            return Err(RemoveError::InNotifier);
+        }
+        self.find_device(device).ok_or(RemoveError::NoSuchDevice)
     }
 
     /// Evicts until no page is in use, on a device or in one of its chunks, and releases what was killed.
@@ -201,9 +209,6 @@ impl<M: Mmu> Space<M> {
         patience: Duration,
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
-        if in_notifier() {
-            return Err(RemoveError::InNotifier);
-        }
         let start = Instant::now();
         let memory = self.device(device);
         let _emptying = memory.begin_emptying();
