@@ -1,7 +1,7 @@
 //! What a device may map for each page of a range, brought there first where that is asked for
 //! (`hmm_range_fault` in Linux).
 
-use super::notifier::PATIENCE;
+use super::notifier::{PATIENCE, in_notifier};
 use super::{MirrorError, NotifierError};
 use crate::addr::{DeviceAddr, PageNo, PageRange};
 use crate::device::Owner;
@@ -16,7 +16,7 @@ use std::time::Instant;
 pub struct Need {
     /// That it is there: it is faulted in. Without this, the page is only looked at.
     pub fault: bool,
-    /// That it can be written to as well.
+    /// That it can be written to as well, once it is faulted in.
     pub write: bool,
 }
 
@@ -127,6 +127,9 @@ impl<M: Mmu> Space<M> {
         scratch: &mut Scratch,
         found: &mut Vec<Mapped>,
     ) -> Result<usize, MirrorError> {
+        if in_notifier() {
+            return Err(NotifierError::InNotifier.into());
+        }
         if !self.range().covers(request.pages) {
             return Err(NotifierError::NotManaged.into());
         }
@@ -171,14 +174,15 @@ impl<M: Mmu> Space<M> {
         permission: Permission,
         owner: Option<Owner>,
     ) -> Result<Look, MirrorError> {
-        if need.write && permission.read && !permission.write {
-            return Err(MirrorError::NotWritable(page));
+        if !permission.read && !need.fault {
+            return Ok(Look::Is(Mapped::Error));
         }
         if !permission.read {
-            return match need.fault || need.write {
-                true => Err(MirrorError::NoAccess(page)),
-                false => Ok(Look::Is(Mapped::Error)),
-            };
+            return Err(MirrorError::NoAccess(page));
+        }
+        let to_write = need.fault && need.write;
+        if to_write && !permission.write {
+            return Err(MirrorError::NotWritable(page));
         }
         let write = permission.write;
         let device = |at| Look::Is(Mapped::Device { at, write });
@@ -187,7 +191,7 @@ impl<M: Mmu> Space<M> {
             State::Poisoned => Look::Is(Mapped::Error),
             State::System {
                 duplicate: Some(_), ..
-            } if need.write => Look::Tracked,
+            } if to_write => Look::Tracked,
             State::System { duplicate, .. } => Look::Is(Mapped::Ram {
                 write: write && duplicate.is_none(),
             }),
