@@ -59,7 +59,7 @@ pub struct PageRange {
 impl PageRange {
     /// Whether some page is in both.
     pub fn overlaps(self, other: Self) -> bool {
-        self.start < other.end() && other.start < self.end()
+        self.start.max(other.start) < self.end().min(other.end())
     }
 
     /// `len` pages from `start` on.

@@ -158,6 +158,8 @@ impl<M: Mmu> Space<M> {
         // Either way the page is mapped now, or the touch repeats.
         let was = claimed.was();
         if dropped && let Some(at) = was.device_page() {
+            // Devices may have the page that is freed now.
+            self.notify(PageRange::new(page, 1), Event::Clear, None);
             claimed.settle(State::system(true));
             match was {
                 // The frame of an arena was never charged, and is gone.
