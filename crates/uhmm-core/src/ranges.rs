@@ -141,6 +141,12 @@ impl<M: Mmu> Inside<'_, M> {
                 continue;
             }
             let was: ArrayVec<State, BLOCK> = (0..len).map(|i| run.was(i)).collect();
+            for (i, state) in was.iter().enumerate() {
+                if let State::Exclusive { holder, .. } = state {
+                    // Told of the range, its device may have gone back to it until we claimed it.
+                    space.notify_one(*holder, page.plus(i), Event::Clear);
+                }
+            }
             let marks = |state: &State| matches!(state, State::System { .. } | State::Poisoned);
             if was.iter().any(marks) {
                 space.mmu.discard(run.pages());
@@ -187,7 +193,8 @@ impl<M: Mmu> Inside<'_, M> {
     }
 
     /// Moves the contents of `from` to the fresh, untouched pages from `to` on, which reads as
-    /// zero otherwise; `from` reads as zero afterwards. Nobody may touch or pin either meanwhile.
+    /// zero otherwise; `from` reads as zero afterwards. Nobody may touch or pin either meanwhile; devices
+    /// that have some of either in a page table of their own are told.
     ///
     /// # Errors
     /// [`RangeError::NotManaged`], [`RangeError::Pinned`], with nothing moved.
@@ -199,6 +206,7 @@ impl<M: Mmu> Inside<'_, M> {
         }
         self.check_unpinned(from)?;
         let _changing = space.invalidating(from, Event::Unmap);
+        let _changing = space.invalidating(PageRange::new(to, from.len), Event::Unmap);
         let mut next = from.start;
         space.entries.for_each_used(from, |page, _| {
             if page < next {

@@ -8,16 +8,17 @@
 //! | --- | --- | --- |
 //! | System to Exclusive | a device's thread, `take_exclusive` | claim; other mirrors are told; a slot is reserved; the mirror's sequence is looked at; the frame is moved out; settle |
 //! | Exclusive to System | whoever wants to see the page, `end_exclusive`: a touch, a pin, another device, a remap, a fork, the end of the mirror | claim; the mirror is told, whose lock its device holds while it works there; the frame is moved back; settle |
-//! | Exclusive to None, Poisoned | discard, unmap; memory failure | the mirror is told; the frame is dropped |
+//! | Exclusive to None, Poisoned | discard, unmap; memory failure | claim; the mirror is told; the frame is dropped |
 //!
 //! So nobody else reads or writes the frame between the two, and the device is off it before anybody
-//! else sees it (R17).
+//! else sees it (R17). The mirror is told with the claim in hand: who takes its lock after that finds
+//! the page Migrating, and keeps off.
 //!
 //! A fork ends all of it first. Nothing becomes exclusive from then on until the fork is over: who
 //! makes a page so reserves the slot and then looks at the mirror's sequence; the fork makes the
 //! intervals active and then looks for reserved slots. One of the two sees the other.
 
-use super::notifier::{Event, IntervalNotifier, Invalidating, PATIENCE};
+use super::notifier::{Event, IntervalNotifier, Invalidating, PATIENCE, in_notifier};
 use super::{MirrorError, NotifierError};
 use crate::addr::{FrameNo, Home, PageData, PageNo, PageRange};
 use crate::claims::{Run, Single};
@@ -193,20 +194,24 @@ impl<M: Mmu> Space<M> {
         self.stats().exclusive_ends.add(1);
     }
 
-    /// Gives back what is exclusive to the mirror of `notifier`.
+    /// Gives back what is exclusive to the mirror of `notifier`. What cannot be mapped now is given back
+    /// by a touch.
     pub(super) fn end_exclusive_of(&self, notifier: &IntervalNotifier<'_, M>, pages: PageRange) {
         let number = notifier.interval.number;
-        let owners = || {
-            self.pool
-                .exclusive_owners()
-                .filter(|page| pages.contains(*page))
-        };
-        for page in owners() {
-            loop {
+        // A page in flight may be in the hands of who has called the notifier: a touch ends it.
+        if in_notifier() {
+            return;
+        }
+        let start = Instant::now();
+        let owners = self.pool.exclusive_owners();
+        for page in owners.filter(|page| pages.contains(*page)) {
+            while start.elapsed() <= PATIENCE {
                 match self.state(page) {
                     State::Exclusive { holder, .. } if holder == number => {
-                        let _pass = self.gate.enter_to_give_back(&self.mmu);
-                        self.end_exclusive(page);
+                        if let Some(_pass) = self.gate.enter_to_give_back(&self.mmu) {
+                            self.end_exclusive(page);
+                        }
+                        self.rest_if_exclusive(page);
                     }
                     State::Migrating => self.entries.wait(page, &self.mmu),
                     _ => break,
@@ -215,16 +220,28 @@ impl<M: Mmu> Space<M> {
         }
     }
 
+    /// Lets a moment pass if `page` could not be mapped again.
+    fn rest_if_exclusive(&self, page: PageNo) {
+        if matches!(self.state(page), State::Exclusive { .. }) {
+            self.nap();
+        }
+    }
+
     /// Before a fork: devices lose what they have alone (R17), and have to look again at everything
     /// once the guard is dropped, which keeps them from looking until then. For the forking thread,
     /// before it closes the gate.
+    ///
+    /// What cannot be mapped again within a second has lost its mapping behind our back: then nobody
+    /// can see it, on either side.
     pub fn begin_fork(&self) -> Invalidating {
         let forking = self.invalidating(self.range(), Event::Fork);
-        while self.pool.exclusive_frames() > 0 {
+        let start = Instant::now();
+        while self.pool.exclusive_frames() > 0 && start.elapsed() <= PATIENCE {
             for page in self.pool.exclusive_owners() {
                 if let Some(_pass) = self.gate.enter(&self.mmu) {
                     self.end_exclusive(page);
                 }
+                self.rest_if_exclusive(page);
                 self.entries.wait(page, &self.mmu);
             }
         }

@@ -21,7 +21,7 @@ mod exclusive;
 mod notifier;
 mod range_fault;
 
-use crate::addr::{PageData, PageNo, PageRange};
+use crate::addr::{FrameNo, PageData, PageNo, PageRange};
 use crate::device::Owner;
 use crate::entry::State;
 use crate::fault::Scratch;
@@ -262,10 +262,7 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
 
     /// Whether the device has `page` alone. With the table locked, that lasts as long as the lock.
     pub fn has_alone(&self, page: PageNo) -> bool {
-        let number = self.notifier.interval.number;
-        self.pages().contains(page)
-            && matches!(self.notifier.space.state(page),
-                State::Exclusive { holder, .. } if holder == number)
+        self.alone_in(page).is_some()
     }
 
     /// Gives the bytes of a page that the device has alone to `with`: nobody else reads or writes them
@@ -280,21 +277,29 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     ) -> Result<R, MirrorError> {
         let mut table = self.lock()?;
         let space = self.notifier.space;
-        let number = self.notifier.interval.number;
         // The lock is held: who ends it waits in the notifier, before the frame is touched.
-        match space.state(page) {
+        let frame = self.alone_in(page).ok_or(MirrorError::NotInTable(page))?;
+        let (mut with, mut result) = (Some(with), None);
+        let frame = space.pool.claim_limbo(frame);
+        space.mmu.with_frame(&frame, &mut |data| {
+            let with = with.take().expect("called once");
+            result = Some(with(&mut table.table, data));
+        });
+        Ok(result.expect("the frame's bytes were given"))
+    }
+
+    /// The slot of the frame of `page`, if the device has it alone.
+    fn alone_in(&self, page: PageNo) -> Option<FrameNo> {
+        let interval = &self.notifier.interval;
+        match self.notifier.space.state(page) {
             State::Exclusive { frame, holder }
-                if holder == number && self.pages().contains(page) =>
+                if holder == interval.number
+                    && interval.pages.contains(page)
+                    && !interval.is_removed() =>
             {
-                let (mut with, mut result) = (Some(with), None);
-                let frame = space.pool.claim_limbo(frame);
-                space.mmu.with_frame(&frame, &mut |data| {
-                    let with = with.take().expect("called once");
-                    result = Some(with(&mut table.table, data));
-                });
-                Ok(result.expect("the frame's bytes were given"))
+                Some(frame)
             }
-            _ => Err(MirrorError::NotInTable(page)),
+            _ => None,
         }
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! # The list
 //!
-//! Intervals are kept in a sorted list that is never changed: who adds or removes one makes a new list,
+//! Intervals are kept in a list, by number, that is never changed: who adds or removes one makes a new list,
 //! exchanges it under a lock that is held for that moment, and waits until nobody has the old one any
 //! more. So nobody's notifier is called after it was removed. A new one is not open until then: a
 //! change that began without it has ended before its device first reads. Who claims first and then
@@ -151,10 +151,15 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
+    /// Whether it was removed, or is of the parent of this process.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Acquire)
+    }
+
     fn call(&self, pages: PageRange, event: Event) {
         let start = pages.start.max(self.pages.start);
         let end = pages.end().min(self.pages.end());
-        if start >= end || self.failed.load(Acquire) || self.removed.load(Acquire) {
+        if start >= end || self.failed.load(Acquire) || self.is_removed() {
             return;
         }
         let what = Invalidation {
@@ -218,9 +223,13 @@ impl Notifiers {
     ) -> Result<Arc<Interval>, NotifierError> {
         let _one_at_a_time = self.changing.lock();
         let list = self.list();
-        let number = (0..=u16::MAX).find(|number| list.iter().all(|other| other.number != *number));
+        // The first number that is free.
+        let ordered = list.iter().enumerate();
+        let before = ordered.take_while(|(i, other)| usize::from(other.number) == *i);
+        let place = before.count();
+        let number = u16::try_from(place).map_err(|_| NotifierError::TooMany)?;
         let interval = Arc::new(Interval {
-            number: number.ok_or(NotifierError::TooMany)?,
+            number,
             pages,
             sequence: AtomicU64::new(0),
             active: AtomicUsize::new(1),
@@ -228,11 +237,9 @@ impl Notifiers {
             failed: AtomicBool::new(false),
             notifier,
         });
-        let new = list
-            .iter()
-            .cloned()
-            .chain([Arc::clone(&interval)])
-            .collect();
+        let (before, after) = list.split_at(place);
+        let added = [Arc::clone(&interval)];
+        let new = [before, &added, after].concat().into();
         drop(list);
         self.exchange(new, space);
         interval.active.fetch_sub(1, SeqCst);
@@ -317,7 +324,7 @@ impl<M: Mmu> IntervalNotifier<'_, M> {
     pub(super) fn check(&self) -> Result<(), NotifierError> {
         if in_notifier() {
             Err(NotifierError::InNotifier)
-        } else if self.interval.removed.load(Acquire) {
+        } else if self.interval.is_removed() {
             Err(NotifierError::Removed)
         } else if self.interval.failed.load(Acquire) {
             Err(NotifierError::Failed)
@@ -334,7 +341,7 @@ impl<M: Mmu> IntervalNotifier<'_, M> {
         let interval = &self.interval;
         interval.sequence.load(SeqCst) != sequence.0
             || interval.active.load(SeqCst) > 0
-            || interval.removed.load(Acquire)
+            || interval.is_removed()
             || interval.failed.load(Acquire)
     }
 }
@@ -386,7 +393,7 @@ impl<M: Mmu> Space<M> {
 
     /// Tells the notifier of mirror `number` that `page`, which the caller has claimed, is not its alone
     /// any more.
-    pub(super) fn notify_one(&self, number: u16, page: PageNo, event: Event) {
+    pub(crate) fn notify_one(&self, number: u16, page: PageNo, event: Event) {
         let list = self.notifiers.list();
         if let Some(interval) = list.iter().find(|interval| interval.number == number) {
             self.tell(interval, PageRange::new(page, 1), event);
