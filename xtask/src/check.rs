@@ -13,16 +13,19 @@ pub fn check() -> Outcome {
     for note in &found.notes {
         println!("note: {note}");
     }
-    for error in &errors {
-        println!("error: {error}");
-    }
     let crates = metadata["packages"].as_array().map_or(0, Vec::len);
     println!(
         "check: {crates} crates, {} errors, {} notes",
         errors.len(),
         found.notes.len()
     );
-    Ok(errors.is_empty())
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "the tree is not as it should be\n{}",
+        errors.join("\n")
+    ))
 }
 
 fn metadata() -> Result<serde_json::Value, String> {

@@ -32,8 +32,9 @@ Commands:
   help                      this text
 ";
 
-/// What a command ends with: whether all was well, or why it could not be told.
-type Outcome = Result<bool, String>;
+/// What a command ends with: nothing if all was well, or else what was not. The text stands last in
+/// the output, of which often only the end is kept: so it names what failed.
+type Outcome = Result<(), String>;
 
 enum Command {
     Check,
@@ -53,11 +54,10 @@ fn main() -> ExitCode {
         }
     };
     match act(command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("xtask: {why}");
-            ExitCode::from(2)
+            ExitCode::FAILURE
         }
     }
 }
@@ -108,7 +108,7 @@ fn act(command: Command) -> Outcome {
         Command::Soak { minutes } => soak::soak(minutes),
         Command::Help => {
             print!("{HELP}");
-            Ok(true)
+            Ok(())
         }
     }
 }

@@ -15,8 +15,8 @@ const LIMIT: (u32, Duration) = (8, Duration::from_secs(15));
 /// What became of a mutant.
 #[derive(Debug)]
 pub enum End {
-    /// A test has seen it.
-    Caught(By),
+    /// A test has seen it, at this try.
+    Caught { by: By, tries: u32 },
     /// No test has seen it; with debug assertions, which the ordinary tests do without, this does.
     Survived { asserted: Option<By> },
     /// The mutant is not as it should be: an error of the table.
@@ -84,7 +84,7 @@ impl<'a> Batch<'a> {
             let (start, mutant) = (Instant::now(), self.rows[&number]);
             let end = match self.broken(&program, mutant, Some(number)) {
                 Ok(None) => return true,
-                Ok(Some(by)) => End::Caught(by),
+                Ok(Some((by, tries))) => End::Caught { by, tries },
                 Err(why) => End::Error(why),
             };
             tell(mutant, &end, start.elapsed());
@@ -142,15 +142,15 @@ impl<'a> Batch<'a> {
         self.limits = filters.into_iter().zip(limits).collect();
     }
 
-    /// How `program` catches the mutant, if it does.
+    /// How `program` catches the mutant, if it does, and at which try.
     fn broken(
         &self,
         program: &Program,
         mutant: &Mutant,
         number: Option<usize>,
-    ) -> Result<Option<By>, String> {
+    ) -> Result<Option<(By, u32)>, String> {
         let limit = self.limits[mutant.tests.filter].clone()?;
-        program.broken(mutant.tests, number, limit)
+        program.broken(mutant.tests.filter, number, limit)
     }
 
     /// What debug assertions say to mutants that no test has seen.
@@ -167,7 +167,9 @@ impl<'a> Batch<'a> {
         for number in survivors {
             let (start, mutant) = (Instant::now(), self.rows[number]);
             let end = match self.broken(&program, mutant, Some(*number)) {
-                Ok(asserted) => End::Survived { asserted },
+                Ok(seen) => End::Survived {
+                    asserted: seen.map(|(by, _)| by),
+                },
                 Err(why) => End::Error(why),
             };
             tell(mutant, &end, start.elapsed());
@@ -186,9 +188,9 @@ impl<'a> Batch<'a> {
             self.broken(&program, mutant, None)
         };
         Ok(match run(Assertions::Off)? {
-            Some(by) => End::Caught(by),
+            Some((by, tries)) => End::Caught { by, tries },
             None => End::Survived {
-                asserted: run(Assertions::On)?,
+                asserted: run(Assertions::On)?.map(|(by, _)| by),
             },
         })
     }

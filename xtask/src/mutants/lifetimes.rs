@@ -92,7 +92,7 @@ pub const MUTANTS: &[Mutant] = &[
         }
         let fresh = seen == State::None;",
         )],
-        tests: rules("r3_a_fault_never").tried(3),
+        tests: rules("r3_an_eviction_at"),
     },
     Mutant {
         rule: "R3",

@@ -6,6 +6,10 @@
 //! that fails, aborts or hangs has caught the mutant; one that does not compile, or whose text is no
 //! longer found in the source, is an error of the table.
 //!
+//! A mutant that no test has seen is tried a few times more, and the report says so: a test that sees
+//! it only when threads happen to meet fails somewhere else, on fewer CPUs or on busier ones. Give such
+//! a test a step at the very call (`crates/uhmm-sim/tests/rules/hook.rs`).
+//!
 //! Mutants that change only bodies of functions share a build ([`weave`]). Others have a build each,
 //! and one of those takes about as long as the tests of fifty.
 //!
@@ -66,15 +70,13 @@ pub fn run(filters: &[String], list: bool) -> Outcome {
     let tree = Tree::copy(&step::root(), &folder.join("tree"))?;
     let runner = Runner::new(&tree, &folder.join("build"));
     let ends = Mutex::new(Vec::new());
-    let tell = |mutant: &Mutant, end: &End, took| {
+    let tell = |mutant: &Mutant, end: &End, took: Duration| {
         // One line at a time.
         let mut ends = ends.lock().expect("nothing panics while it is held");
-        report(mutant, end, took);
-        ends.push(match end {
-            End::Caught(_) => "caught",
-            End::Survived { .. } => "survived",
-            End::Error(_) => "error",
-        });
+        let (word, text) = (word(end), text(mutant, end));
+        let (rule, seconds) = (mutant.rule, took.as_secs_f64());
+        println!("{rule:10} {word:8} {seconds:5.1} s  {text}");
+        ends.push((word, format!("{rule:10} {word:8} {text}")));
     };
     let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.tests.target).collect();
     for target in targets {
@@ -83,16 +85,26 @@ pub fn run(filters: &[String], list: bool) -> Outcome {
         Batch::new(&tree, &runner, target, rows).run(tell)?;
     }
     let ends = ends.into_inner().expect("nothing panics while it is held");
-    let count = |word| ends.iter().filter(|end| **end == word).count();
-    println!(
-        "mutants: {} caught, {} survived, {} errors, {:.0} s",
-        count("caught"),
-        count("survived"),
-        count("error"),
+    let count = |word| ends.iter().filter(|(end, _)| *end == word).count();
+    let counts = format!(
+        "{} caught, {} survived, {} errors, {:.0} s",
+        count(CAUGHT),
+        count(SURVIVED),
+        count(ERROR),
         begin.elapsed().as_secs_f64()
     );
-    Ok(count("caught") == chosen.len())
+    println!("mutants: {counts}");
+    if count(CAUGHT) == chosen.len() {
+        return Ok(());
+    }
+    let others = ends.iter().filter(|(end, _)| *end != CAUGHT);
+    let others: Vec<_> = others.map(|(_, line)| line.as_str()).collect();
+    Err(format!("mutants: {counts}\n{}", others.join("\n")))
 }
+
+const CAUGHT: &str = "caught";
+const SURVIVED: &str = "SURVIVED";
+const ERROR: &str = "ERROR";
 
 /// A mutant is chosen by its rule (`R1` is not `R10`) or by a word of what it breaks.
 fn choose(filters: &[String]) -> Result<Vec<&'static Mutant>, String> {
@@ -111,12 +123,11 @@ fn choose(filters: &[String]) -> Result<Vec<&'static Mutant>, String> {
 
 /// Prints the rows, and looks whether each still fits the source.
 fn show(chosen: &[&Mutant]) -> Outcome {
-    let mut stale = 0;
+    let mut stale = Vec::new();
     for mutant in chosen {
         println!("{:10} {}", mutant.rule, mutant.what);
         if let Err(why) = tree::changed(&step::root(), mutant.edits) {
-            println!("           error: {why}");
-            stale += 1;
+            stale.push(format!("{}: {why}", mutant.what));
         }
     }
     let rules = step::root().join("docs/rules.md");
@@ -125,8 +136,11 @@ fn show(chosen: &[&Mutant]) -> Outcome {
     for rule in bare {
         println!("note: no mutant breaks {rule}");
     }
-    println!("mutants: {}, {stale} errors", chosen.len());
-    Ok(stale == 0)
+    println!("mutants: {}, {} errors", chosen.len(), stale.len());
+    if stale.is_empty() {
+        return Ok(());
+    }
+    Err(format!("mutants\n{}", stale.join("\n")))
 }
 
 /// The rules that have a row in `docs/rules.md`.
@@ -146,27 +160,27 @@ fn mutants() -> impl Iterator<Item = &'static Mutant> {
     TABLES.iter().copied().flatten()
 }
 
-fn report(mutant: &Mutant, end: &End, took: Duration) {
-    let (word, detail) = match end {
-        End::Caught(by) => ("caught", by.to_string()),
+fn word(end: &End) -> &'static str {
+    match end {
+        End::Caught { .. } => CAUGHT,
+        End::Survived { .. } => SURVIVED,
+        End::Error(_) => ERROR,
+    }
+}
+
+fn text(mutant: &Mutant, end: &End) -> String {
+    let how = match end {
+        End::Caught { by, tries: 1 } => by.to_string(),
+        End::Caught { by, tries } => format!("{by}, at try {tries}"),
         End::Survived {
             asserted: Some(test),
-        } => (
-            "SURVIVED",
-            format!("only a debug assertion sees it: {test}"),
-        ),
-        End::Survived { asserted: None } => (
-            "SURVIVED",
-            format!("{} `{}`", mutant.tests.target, mutant.tests.filter),
-        ),
-        End::Error(why) => ("ERROR", why.clone()),
+        } => format!("only a debug assertion sees it: {test}"),
+        End::Survived { asserted: None } => {
+            format!("{} `{}`", mutant.tests.target, mutant.tests.filter)
+        }
+        End::Error(why) => why.clone(),
     };
-    println!(
-        "{:10} {word:8} {:5.1} s  {}: {detail}",
-        mutant.rule,
-        took.as_secs_f64(),
-        mutant.what
-    );
+    format!("{}: {how}", mutant.what)
 }
 
 /// Where cargo builds.
@@ -204,7 +218,6 @@ mod tests {
         assert_eq!(whats.len(), all.len(), "two rows say the same");
         for mutant in all {
             assert!(!mutant.edits.is_empty(), "{}", mutant.what);
-            assert!(mutant.tests.tries > 0, "{}", mutant.what);
             for edit in mutant.edits {
                 assert_ne!(edit.find, edit.replace, "{}", mutant.what);
             }

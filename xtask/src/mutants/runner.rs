@@ -1,6 +1,6 @@
 //! Building a test program, running it, and what its output says.
 
-use super::table::{Target, Tests};
+use super::table::Target;
 use super::tree::Tree;
 use super::weave::VARIABLE;
 use crate::step::cargo;
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// How long tests may take without a mutant.
 const LIMIT_UNBROKEN: Duration = Duration::from_secs(600);
+
+/// How often tests are run before a mutant has survived.
+const TRIES: u32 = 5;
 
 /// How the tests are built. Like `cargo test --release` in all that decides what they see (no
 /// debug assertions, wrapping arithmetic), but quick to build again after a small change; with less
@@ -134,17 +137,16 @@ impl Program {
     }
 
     /// Runs tests, with the mutant of this number if there are several in the program, until they
-    /// fail or have been tried often enough.
+    /// fail or have been tried often enough; returns how they failed, and at which try.
     pub fn broken(
         &self,
-        tests: Tests,
+        filter: &str,
         mutant: Option<usize>,
         limit: Duration,
-    ) -> Result<Option<By>, String> {
-        for _ in 0..tests.tries {
-            let caught = self.run(tests.filter, mutant, limit)?;
-            if caught.is_some() {
-                return Ok(caught);
+    ) -> Result<Option<(By, u32)>, String> {
+        for tries in 1..=TRIES {
+            if let Some(by) = self.run(filter, mutant, limit)? {
+                return Ok(Some((by, tries)));
             }
         }
         Ok(None)

@@ -57,8 +57,6 @@ pub struct Tests {
     pub target: Target,
     /// Parts of the tests' names: one that has any of these words is run.
     pub filter: &'static str,
-    /// How often they are run before the mutant has survived.
-    pub tries: u32,
 }
 
 /// Tests of the core on the simulated MMU, by parts of their names.
@@ -69,13 +67,5 @@ pub const fn rules(filter: &'static str) -> Tests {
             test: "rules",
         },
         filter,
-        tries: 1,
-    }
-}
-
-impl Tests {
-    /// For a mutant that shows only when threads meet: the tests are run up to `tries` times.
-    pub const fn tried(self, tries: u32) -> Self {
-        Self { tries, ..self }
     }
 }
