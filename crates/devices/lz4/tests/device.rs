@@ -51,7 +51,8 @@ fn conforms_after_it_was_trimmed() {
 fn a_large_device_is_made_at_once() {
     let begin = Instant::now();
     let device = Lz4Device::new(1 << 40);
-    assert!(begin.elapsed().as_millis() < 10);
+    // To touch a byte for each page of it takes far longer.
+    assert!(begin.elapsed().as_millis() < 100);
     assert_eq!(device.info().capacity_pages, 1 << 28);
     assert_eq!((device.stored_bytes(), device.held_bytes()), (0, 0));
 }

@@ -684,7 +684,7 @@ fn r9_an_eviction_of_more_than_fits_in_ram_ends() {
     three.push_out();
     assert_eq!(three.device.stored().len(), 3 * BUDGET);
     let mut scratch = Scratch::default();
-    let evicted = three.space.evict_device(WATCHED, LONG / 4, &mut scratch);
+    let evicted = three.space.evict_device(WATCHED, 6 * LONG, &mut scratch);
     assert_eq!(evicted, Ok(()));
     assert!(three.private.stored() >= 2 * BUDGET);
     three.check_all();

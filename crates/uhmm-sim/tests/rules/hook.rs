@@ -33,6 +33,8 @@ pub struct HookedMmu {
     steps: Mutex<VecDeque<(Op, Step)>>,
     /// Pages that [`Mmu::take`] was asked to take.
     pub asked_to_take: AtomicU64,
+    /// Calls of [`Mmu::wait`].
+    pub waits: AtomicU64,
 }
 
 impl HookedMmu {
@@ -41,6 +43,7 @@ impl HookedMmu {
             sim,
             steps: Mutex::default(),
             asked_to_take: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
         }
     }
 
@@ -199,6 +202,7 @@ impl Mmu for HookedMmu {
     }
 
     fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
+        self.waits.fetch_add(1, Relaxed);
         kernel(|| self.sim.wait(word, seen, at_most));
     }
 

@@ -170,6 +170,21 @@ impl World {
         self.space.push_out(&mut Scratch::default())
     }
 
+    /// Uses up all of the RAM with pages from `first` on, of which some were dropped in limbo: no new
+    /// memory is to be had from then on, but the warm frames of those are. Returns how many there are.
+    /// Until it is healed, the device takes nothing.
+    pub fn leave_only_warm_frames(&self, first: usize) -> usize {
+        self.device.fail_copy_in_after(0, CopyInError::Full);
+        (first..first + BUDGET).for_each(|page| self.write(page));
+        self.push_out();
+        let in_limbo = |page: &usize| matches!(self.state(*page), State::Limbo(_));
+        let in_limbo: Vec<_> = (first..first + BUDGET).filter(in_limbo).collect();
+        in_limbo.iter().for_each(|&page| self.discard(page, 1));
+        let charged = self.space.stats().ram_bytes.get() as usize / 4096;
+        assert_eq!(charged, BUDGET, "there is new memory");
+        in_limbo.len()
+    }
+
     pub fn discard(&self, first: usize, len: usize) {
         let pages = PageRange::new(BASE.plus(first), len);
         self.space.inside().unwrap().discard(pages).unwrap();
