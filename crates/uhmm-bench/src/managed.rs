@@ -59,7 +59,7 @@ impl Managed {
     /// kernel's own page walks do) stays behind, and is pushed again.
     pub(crate) fn push_out(&mut self) {
         let start = Instant::now();
-        while self.space.core().push_out(&mut self.scratch) > 0 && start.elapsed() < PATIENCE {
+        while self.space.internals().push_out(&mut self.scratch) > 0 && start.elapsed() < PATIENCE {
             thread::sleep(NAP);
         }
     }
@@ -98,6 +98,6 @@ impl Managed {
     fn states(&self) -> impl Iterator<Item = State> {
         let first = PageNo::containing(self.region.as_ptr() as usize);
         let pages = self.region.len() / PAGE_SIZE;
-        (0..pages).map(move |i| self.space.core().state(first.plus(i)))
+        (0..pages).map(move |i| self.space.internals().state(first.plus(i)))
     }
 }

@@ -139,8 +139,8 @@ impl Space {
         &self.inner.memory
     }
 
-    /// The core, for tests, measurements and reports.
-    pub fn core(&self) -> &Arc<uhmm_core::Space<LinuxMmu>> {
+    /// The core. Safe code can drop pages with it, so it is not given away: see `internals`.
+    pub(crate) fn core(&self) -> &Arc<CoreSpace> {
         &self.inner.core
     }
 }

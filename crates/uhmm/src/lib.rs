@@ -15,6 +15,8 @@
 mod build;
 mod device_memory;
 mod fork;
+#[doc(hidden)]
+pub mod internals;
 pub mod memory;
 pub mod migrate;
 pub mod mirror;

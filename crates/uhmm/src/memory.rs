@@ -3,6 +3,24 @@
 //!
 //! For application threads. Signals are blocked and the gate is passed for the length of each call;
 //! the lock on the regions is taken inside, so that a fork finds it free.
+//!
+//! Calls that change what a range holds, or whether it may be touched, are `unsafe`: they take an
+//! address, and whoever lives there (a [`Region`](crate::Region), say) is not asked. Memory that Rust
+//! references point to must not change under them, so **who calls answers for that nothing in the
+//! range is borrowed**, as with `munmap` and `mmap` themselves. Safe code can neither unmap memory nor
+//! reach the core, which could:
+//!
+//! ```compile_fail,E0133
+//! fn unmap(space: &uhmm::Space, region: &uhmm::Region) {
+//!     let _ = space.memory().unmap(region.as_ptr() as usize, region.len());
+//! }
+//! ```
+//!
+//! ```compile_fail,E0624
+//! fn inside(space: &uhmm::Space) {
+//!     let _ = space.core();
+//! }
+//! ```
 
 use crate::build::CoreSpace;
 use std::io;
@@ -111,7 +129,10 @@ impl Memory {
     ///
     /// # Errors
     /// `InvalidInput` for a range that is not of pages of the space, `AlreadyExists`.
-    pub fn map_at(
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed, as a reference or a slice.
+    pub unsafe fn map_at(
         &self,
         address: usize,
         len: usize,
@@ -134,7 +155,10 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::map_at`], and what `map` returns.
-    pub fn map_foreign(
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed, as a reference or a slice, and `map` maps nothing outside of it.
+    pub unsafe fn map_foreign(
         &self,
         address: usize,
         len: usize,
@@ -159,7 +183,10 @@ impl Memory {
     ///
     /// # Errors
     /// `InvalidInput` for a range that is not of pages of the space.
-    pub fn unmap(&self, address: usize, len: usize) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed, as a reference or a slice.
+    pub unsafe fn unmap(&self, address: usize, len: usize) -> io::Result<()> {
         let mut call = self.call()?;
         let pages = self.pages(address, len, &call.regions)?;
         self.clear(&mut call, pages)
@@ -194,7 +221,15 @@ impl Memory {
     ///
     /// # Errors
     /// `InvalidInput`; `OutOfMemory` where part of the range is not mapped.
-    pub fn protect(&self, address: usize, len: usize, protection: Protection) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed, as a reference or a slice.
+    pub unsafe fn protect(
+        &self,
+        address: usize,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<()> {
         let mut call = self.call()?;
         let pages = self.pages(address, len, &call.regions)?;
         if !call.regions.covers(pages) {
@@ -212,7 +247,10 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::protect`].
-    pub fn discard(&self, address: usize, len: usize) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed, as a reference or a slice.
+    pub unsafe fn discard(&self, address: usize, len: usize) -> io::Result<()> {
         let call = self.call()?;
         let pages = self.pages(address, len, &call.regions)?;
         let whole = call.regions.covers(pages);
@@ -234,7 +272,10 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::protect`], but what is mapped is changed.
-    pub fn wipe_on_fork(&self, address: usize, len: usize, wipe: bool) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed in a child of a fork, where its contents are gone.
+    pub unsafe fn wipe_on_fork(&self, address: usize, len: usize, wipe: bool) -> io::Result<()> {
         self.change(address, len, |attributes| attributes.wipe_on_fork = wipe)
     }
 
@@ -242,7 +283,15 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::wipe_on_fork`].
-    pub fn leave_out_of_fork(&self, address: usize, len: usize, leave: bool) -> io::Result<()> {
+    ///
+    /// # Safety
+    /// Nothing in the range is borrowed in a child of a fork, where it is not mapped.
+    pub unsafe fn leave_out_of_fork(
+        &self,
+        address: usize,
+        len: usize,
+        leave: bool,
+    ) -> io::Result<()> {
         self.change(address, len, |attributes| attributes.not_in_child = leave)
     }
 
@@ -328,7 +377,10 @@ impl Memory {
     /// # Errors
     /// `InvalidInput` for bad ranges, `NotFound` (a bad address) where the old range is not mapped
     /// with one set of attributes, `OutOfMemory` where there is no room.
-    pub fn remap(
+    ///
+    /// # Safety
+    /// Nothing in the old range is borrowed, nor in the range at `to`.
+    pub unsafe fn remap(
         &self,
         address: usize,
         old_len: usize,

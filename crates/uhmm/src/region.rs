@@ -66,7 +66,8 @@ impl Region {
     /// # Errors
     /// When the process is forking and does not get done with it.
     pub fn clear(&mut self) -> io::Result<()> {
-        self.space.memory().discard(self.address, self.len)
+        // SAFETY: the range is this region's, which is borrowed mutably.
+        unsafe { self.space.memory().discard(self.address, self.len) }
     }
 
     /// Migrates all of it, best effort page by page.
@@ -103,6 +104,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // Fails only while a fork does not end; then the range stays mapped, unused.
-        let _ = self.space.memory().unmap(self.address, self.len);
+        // SAFETY: the range is this region's, and what is borrowed of it ends before it does.
+        let _ = unsafe { self.space.memory().unmap(self.address, self.len) };
     }
 }

@@ -53,7 +53,7 @@ fn system_calls_read_and_write_missing_pages() {
             file.read_exact(to.as_mut_slice()).unwrap();
             file.rewind().unwrap();
             assert!(from.as_slice() == to.as_slice());
-            space.core().push_out(&mut Scratch::default());
+            space.internals().push_out(&mut Scratch::default());
         }
         // And what the program wrote with no system call in between.
         to.as_mut_slice()[PAGE_SIZE * 7] ^= 1;
@@ -83,7 +83,11 @@ fn r15_a_touched_page_takes_a_write_without_another_fault() {
         let space = Builder::new(BUDGET as u64).device(device).build().unwrap();
         let region = space.region(64 * PAGE_SIZE).unwrap();
         let at = |page: usize| region.as_ptr().wrapping_add(page * PAGE_SIZE);
-        let state = |page: usize| space.core().state(PageNo::containing(at(page) as usize));
+        let state = |page: usize| {
+            space
+                .internals()
+                .state(PageNo::containing(at(page) as usize))
+        };
         for page in [9, 5, 1] {
             // SAFETY: within the region.
             unsafe { at(page).write_volatile(1) };
@@ -91,7 +95,7 @@ fn r15_a_touched_page_takes_a_write_without_another_fault() {
         // A page just touched may still be in the hands of the handler that brought it in.
         let is_out = |&page: &usize| matches!(state(page), State::Private(_));
         while ![1, 5, 9].iter().all(is_out) {
-            space.core().push_out(&mut Scratch::default());
+            space.internals().push_out(&mut Scratch::default());
         }
         for page in [1, 5, 9, 20, 30, 40] {
             let was = state(page);

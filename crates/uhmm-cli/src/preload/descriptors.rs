@@ -13,7 +13,7 @@ use uhmm_linux::mmu::DESCRIPTORS;
 
 /// Our descriptors' numbers, or such as no descriptor has.
 fn ours() -> [c_int; DESCRIPTORS] {
-    space().map_or([-1; DESCRIPTORS], |space| space.core().mmu().descriptors())
+    space().map_or([-1; DESCRIPTORS], |space| space.internals().descriptors())
 }
 
 fn is_ours(fd: c_int) -> bool {

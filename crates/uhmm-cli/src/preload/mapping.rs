@@ -64,17 +64,15 @@ pub unsafe extern "C" fn mmap(
             return kernel();
         }
         if is_ours(prot, flags) {
-            memory
-                .map_at(at as usize, len, protection(prot), keep)
-                .map(|()| at as usize)
+            // SAFETY: the caller of the C function answers for what is there, as in C.
+            unsafe { memory.map_at(at as usize, len, protection(prot), keep) }.map(|()| at as usize)
         } else {
             let over = || match kernel() {
                 FAILED => Err(io::Error::last_os_error()),
                 _ => Ok(()),
             };
-            memory
-                .map_foreign(at as usize, len, over)
-                .map(|()| at as usize)
+            // SAFETY: the caller of the C function answers for what is there, as in C.
+            unsafe { memory.map_foreign(at as usize, len, over) }.map(|()| at as usize)
         }
     } else if is_ours(prot, flags) {
         match memory.map(len, protection(prot)) {
@@ -126,7 +124,8 @@ pub unsafe extern "C" fn mmap64(
 pub unsafe extern "C" fn munmap(at: *mut c_void, len: size_t) -> c_int {
     match managed(at, len) {
         Some(_) if len == 0 => status(Err(io::ErrorKind::InvalidInput.into())),
-        Some(memory) => status(memory.unmap(at as usize, len)),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        Some(memory) => status(unsafe { memory.unmap(at as usize, len) }),
         // SAFETY: the caller's own call.
         None => unsafe { system(libc::SYS_munmap, [at as usize, len, 0, 0, 0, 0]) as c_int },
     }
@@ -154,7 +153,8 @@ pub unsafe extern "C" fn mremap(
             return invalid();
         }
         let to = fixed.then_some(to as usize);
-        return address(memory.remap(at as usize, old_len, new_len, may_move, to, keep));
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        return address(unsafe { memory.remap(at as usize, old_len, new_len, may_move, to, keep) });
     }
     if fixed && managed(to, new_len).is_some() {
         // What is not ours cannot become part of the space.
@@ -179,7 +179,8 @@ pub unsafe extern "C" fn mremap(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mprotect(at: *mut c_void, len: size_t, prot: c_int) -> c_int {
     match managed(at, len) {
-        Some(memory) => status(memory.protect(at as usize, len, protection(prot))),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        Some(memory) => status(unsafe { memory.protect(at as usize, len, protection(prot)) }),
         None => {
             let arguments = [at as usize, len, prot as usize, 0, 0, 0];
             // SAFETY: the caller's own call.
@@ -215,12 +216,17 @@ pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) ->
     };
     match advice {
         libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_DONTNEED_LOCKED => {
-            status(memory.discard(start, len))
+            // SAFETY: the caller of the C function answers for what is there, as in C.
+            status(unsafe { memory.discard(start, len) })
         }
-        libc::MADV_WIPEONFORK => status(memory.wipe_on_fork(start, len, true)),
-        libc::MADV_KEEPONFORK => status(memory.wipe_on_fork(start, len, false)),
-        libc::MADV_DONTFORK => status(memory.leave_out_of_fork(start, len, true)),
-        libc::MADV_DOFORK => status(memory.leave_out_of_fork(start, len, false)),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        libc::MADV_WIPEONFORK => status(unsafe { memory.wipe_on_fork(start, len, true) }),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        libc::MADV_KEEPONFORK => status(unsafe { memory.wipe_on_fork(start, len, false) }),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        libc::MADV_DONTFORK => status(unsafe { memory.leave_out_of_fork(start, len, true) }),
+        // SAFETY: the caller of the C function answers for what is there, as in C.
+        libc::MADV_DOFORK => status(unsafe { memory.leave_out_of_fork(start, len, false) }),
         libc::MADV_NORMAL
         | libc::MADV_RANDOM
         | libc::MADV_SEQUENTIAL

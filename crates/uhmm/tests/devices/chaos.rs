@@ -38,7 +38,8 @@ fn step(world: &mut World, rng: &mut Rng) {
         // A device that is suspended or full takes nothing.
         3 | 4 => _ = space.migrate(address, len, place(rng)),
         5 => {
-            memory.discard(address, len).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { memory.discard(address, len) }.unwrap();
             pages.for_each(|page| world.oracle.discard(page));
         }
         6 => {
@@ -58,13 +59,16 @@ fn step(world: &mut World, rng: &mut Rng) {
             let (all, whole) = (world.len(), world.address);
             memory.read_mostly(whole, all, false).unwrap();
             let to = memory.map(all, Protection::empty()).unwrap();
-            let moved = memory.remap(whole, all, all, true, Some(to), false);
+            // SAFETY: nothing borrows the range.
+            let moved = unsafe { memory.remap(whole, all, all, true, Some(to), false) };
             world.address = moved.unwrap();
         }
         8 => memory.read_mostly(address, len, rng.one_in(2)).unwrap(),
         _ => {
-            memory.unmap(address, len).unwrap();
-            memory.map_at(address, len, ALL, true).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { memory.unmap(address, len) }.unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { memory.map_at(address, len, ALL, true) }.unwrap();
             pages.for_each(|page| world.oracle.discard(page));
         }
     }
@@ -87,7 +91,7 @@ fn trouble(space: &Space, rng: &mut Rng) {
         }
         3 => {
             let mut scratch = uhmm_core::fault::Scratch::default();
-            space.core().push_out(&mut scratch);
+            space.internals().push_out(&mut scratch);
         }
         _ => {
             let page = uhmm::device::DevicePage(rng.below(1500) as u32);
@@ -147,7 +151,7 @@ fn everything_at_once() {
             }
         });
     });
-    let stats = space.core().stats();
+    let stats = space.internals().stats();
     assert!(stats.pages_to_device.get() > 10_000, "{stats:?}");
     assert_eq!(stats.poisoned_pages.get(), 0);
     // Every range is unmapped: all memory comes back, of RAM and of devices.
@@ -156,7 +160,7 @@ fn everything_at_once() {
         pages.all(|pages| pages == 0) && stats.duplicate_pages.get() == 0
     });
     space
-        .core()
+        .internals()
         .push_out(&mut uhmm_core::fault::Scratch::default());
     wait_until("no RAM is left over", || stats.ram_bytes.get() == 0);
 }

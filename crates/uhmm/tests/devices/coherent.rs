@@ -168,15 +168,15 @@ fn dropped_contents_free_the_device() {
     let _alone = alone();
     let world = there();
     let memory = world.space.memory();
-    memory
-        .discard(world.address, world.len() / PAGE_SIZE / 2 * PAGE_SIZE)
-        .unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.discard(world.address, world.len() / PAGE_SIZE / 2 * PAGE_SIZE) }.unwrap();
     (0..PAGES / 2).for_each(|page| world.oracle.discard(page));
     wait_until("half of it comes back", || {
         world.device(FIRST).pages.get() == (PAGES - PAGES / 2) as u64
     });
     world.check_all();
-    memory.discard(world.address, world.len()).unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.discard(world.address, world.len()) }.unwrap();
     (0..PAGES).for_each(|page| world.oracle.discard(page));
     world.wait_empty(FIRST);
     world.check_all();
@@ -196,14 +196,14 @@ fn unmapping_frees_the_device_whatever_the_protection() {
         let world = there();
         world.protect(0..PAGES, protection);
         let memory = world.space.memory();
-        memory.unmap(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.unmap(world.address, world.len()) }.unwrap();
         world.wait_empty(FIRST);
         assert_eq!(wait(child(|| i32::from(world.peek(0)))), End::Signal(11));
         // The next owner of the range, and of the device's pages, sees nothing of it (R10).
         let all = Protection::READ | Protection::WRITE;
-        memory
-            .map_at(world.address, world.len(), all, true)
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.map_at(world.address, world.len(), all, true) }.unwrap();
         (0..PAGES).for_each(|page| world.oracle.discard(page));
         world.check_all();
         let mut block = world.space.alloc_device_pages(FIRST, 6).unwrap();
@@ -229,9 +229,9 @@ fn a_moved_mapping_takes_its_pages_along() {
         let memory = world.space.memory();
         let to = memory.map(world.len(), Protection::empty()).unwrap();
         let len = world.len();
-        world.address = memory
-            .remap(world.address, len, len, true, Some(to), false)
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        world.address =
+            unsafe { memory.remap(world.address, len, len, true, Some(to), false) }.unwrap();
         assert_eq!(world.address, to);
         if protection == Protection::READ | Protection::WRITE {
             assert!(all_coherent(&world));

@@ -169,7 +169,7 @@ fn what_is_skipped_stays() {
 fn only_what_is_selected_is_taken() {
     let _alone = alone();
     let world = each_kind(Private);
-    let own = world.space.core().owner(FIRST.0);
+    let own = world.space.internals().owner(FIRST.0);
     let count = |select, owner| {
         let args = MigrateVma {
             select,

@@ -131,7 +131,8 @@ fn dropping_and_moving_pages_drops_their_duplicates() {
     let memory = world.space.memory();
     let to = memory.map(world.len(), Protection::empty()).unwrap();
     let len = world.len();
-    let moved = memory.remap(world.address, len, len, true, Some(to), false);
+    // SAFETY: nothing borrows the range.
+    let moved = unsafe { memory.remap(world.address, len, len, true, Some(to), false) };
     world.address = moved.unwrap();
     world.check_all();
     world.write_all();
@@ -140,7 +141,8 @@ fn dropping_and_moving_pages_drops_their_duplicates() {
     assert_eq!(world.stats().duplicate_pages.get(), 0);
     let world = both_sides();
     let memory = world.space.memory();
-    memory.discard(world.address, world.len()).unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.discard(world.address, world.len()) }.unwrap();
     (0..PAGES).for_each(|page| world.oracle.discard(page));
     world.wait_empty(FIRST);
     assert_eq!(world.stats().duplicate_pages.get(), 0);
@@ -189,7 +191,8 @@ fn writers_race_with_reclaim() {
     assert!(stats.clean_evictions.get() > 1000, "{stats:?}");
     assert!(stats.ram_peak_bytes.get() <= stats.ram_budget_bytes.get());
     let (address, len) = (world.address, world.len());
-    memory.discard(address, len).unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.discard(address, len) }.unwrap();
     world.wait_empty(FIRST);
     assert_eq!(stats.duplicate_pages.get(), 0);
 }

@@ -45,11 +45,8 @@ fn only_one_is_lost(world: &World) {
     world.space.evict_device(FIRST, crate::SOON).unwrap();
     assert_eq!(world.state(BAD), State::Poisoned);
     // Once the contents are dropped, it is a page like others.
-    world
-        .space
-        .memory()
-        .discard(world.address, world.len())
-        .unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { world.space.memory().discard(world.address, world.len()) }.unwrap();
     (0..PAGES).for_each(|page| world.oracle.discard(page));
     world.check_all();
     world.write_all();
@@ -122,7 +119,7 @@ fn a_page_on_a_device_is_lost_by_either_name() {
             });
             only_one_is_lost(&world);
             // The memory that has failed is not used again.
-            let again = world.space.core().alloc_device_page_at(at);
+            let again = world.space.alloc_device_page_at(at);
             assert!(again.is_err());
         }
     }
@@ -144,7 +141,7 @@ fn a_page_that_its_device_has_lost() {
             let page = world.number(BAD);
             let mut scratch = uhmm_core::fault::Scratch::default();
             let read = uhmm_core::fault::Access::Read;
-            world.space.core().fault(page, read, &mut scratch);
+            world.space.internals().fault(page, read, &mut scratch);
         } else {
             let done = world.migrate(0..PAGES, Place::Ram);
             assert_eq!((done.migrated, done.left), (PAGES - 1, 1));
@@ -181,7 +178,7 @@ fn a_duplicate_saves_the_page() {
         world.push_out();
         world.check_all();
         assert_eq!(world.stats().poisoned_pages.get(), 0);
-        let reuse = world.space.core().alloc_device_page_at(at);
+        let reuse = world.space.alloc_device_page_at(at);
         assert!(ram_fails || reuse.is_err(), "bad memory is not used again");
     }
 }
@@ -193,7 +190,7 @@ fn memory_that_nobody_uses_is_retired() {
     let (space, at) = (&world.space, FIRST.page(3));
     assert_eq!(space.device_memory_failure(at), Ok(Failure::Retired));
     assert_eq!(space.device_memory_failure(at), Ok(Failure::Retired));
-    assert!(space.core().alloc_device_page_at(at).is_err());
+    assert!(space.alloc_device_page_at(at).is_err());
     let held = space.alloc_device_pages(FIRST, 0).unwrap();
     let second = held.first();
     assert_eq!(space.device_memory_failure(second), Ok(Failure::Retired));

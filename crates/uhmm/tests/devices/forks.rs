@@ -199,10 +199,12 @@ fn the_sides_do_not_see_each_other() {
             let (memory, len) = (world.space.memory(), world.len());
             // What is moved has one set of attributes.
             memory.read_mostly(world.address, len, false).unwrap();
-            memory.discard(world.address, len / 2).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { memory.discard(world.address, len / 2) }.unwrap();
             (0..PAGES / 2).for_each(|page| world.oracle.discard(page));
             let to = memory.map(len, Protection::empty()).unwrap();
-            let moved = memory.remap(world.address, len, len, true, Some(to), false);
+            // SAFETY: nothing borrows the range.
+            let moved = unsafe { memory.remap(world.address, len, len, true, Some(to), false) };
             world.address = moved.unwrap();
             check(world);
             live_on(world);
@@ -262,9 +264,8 @@ fn pages_mapped_as_they_are_survive_a_fork() {
         (NONE..NONE + 4).for_each(|page| world.write(page));
         check(&world);
         let memory = world.space.memory();
-        memory
-            .discard(world.at(NONE) as usize, 4 * PAGE_SIZE)
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.discard(world.at(NONE) as usize, 4 * PAGE_SIZE) }.unwrap();
         (NONE..NONE + 4).for_each(|page| world.oracle.discard(page));
         world.space.remove_device(THIRD, crate::SOON).unwrap();
         live_on(&world);

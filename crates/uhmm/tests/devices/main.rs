@@ -152,7 +152,7 @@ impl World {
     }
 
     fn stats(&self) -> &Stats {
-        self.space.core().stats()
+        self.space.internals().stats()
     }
 
     fn device(&self, device: DeviceId) -> &DeviceStats {
@@ -162,7 +162,7 @@ impl World {
     /// What a page is, once the handler that brought it in is done with it.
     fn state(&self, page: usize) -> State {
         loop {
-            match self.space.core().state(self.number(page)) {
+            match self.space.internals().state(self.number(page)) {
                 State::Migrating => thread::yield_now(),
                 state => return state,
             }
@@ -223,13 +223,14 @@ impl World {
     }
 
     fn push_out(&self) {
-        self.space.core().push_out(&mut Scratch::default());
+        self.space.internals().push_out(&mut Scratch::default());
     }
 
     fn protect(&self, pages: Range<usize>, protection: Protection) {
         let (address, len) = (self.at(pages.start) as usize, pages.len() * PAGE_SIZE);
         let memory = self.space.memory();
-        memory.protect(address, len, protection).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.protect(address, len, protection) }.unwrap();
     }
 
     /// Waits until a device has no page in use: what programs drop is freed by the next tick.
@@ -242,6 +243,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = self.space.memory().unmap(self.address, self.len());
+        // SAFETY: nothing borrows the range.
+        let _ = unsafe { self.space.memory().unmap(self.address, self.len()) };
     }
 }

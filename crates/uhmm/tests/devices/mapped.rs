@@ -104,11 +104,8 @@ fn they_do_not_migrate() {
         assert_eq!((found.pages, found.mapped, found.held), (1, 1, 0));
         assert!(found.to_string().contains("does not migrate"), "{found}");
         // Unmapped, it lets the device go.
-        world
-            .space
-            .memory()
-            .discard(world.address, world.len())
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { world.space.memory().discard(world.address, world.len()) }.unwrap();
         world.space.remove_device(FIRST, crate::SOON).unwrap();
     }
 }
@@ -202,7 +199,7 @@ fn they_are_mapped_only_where_nothing_is() {
 /// The page of a file, mapped at page 0 of the world.
 fn map_file(world: &World) {
     let at = FIRST.page(5);
-    let block = world.space.core().alloc_device_page_at(at).unwrap();
+    let block = world.space.alloc_device_page_at(at).unwrap();
     let to = world.address;
     world.space.map_device_pages(block, to).unwrap();
     assert_eq!(world.state(0), State::Coherent(at));
@@ -218,13 +215,14 @@ fn keeps_bytes(what: &str, how: impl Fn(&World, &Space)) {
         how(&world, &world.space);
         world.wait_empty(FIRST);
         let memory = world.space.memory();
-        memory.unmap(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.unmap(world.address, world.len()) }.unwrap();
         let all = Protection::READ | Protection::WRITE;
-        memory
-            .map_at(world.address, world.len(), all, true)
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.map_at(world.address, world.len(), all, true) }.unwrap();
         assert_eq!(world.peek(0), 0, "{what}: memory of the program's own");
-        memory.discard(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.discard(world.address, world.len()) }.unwrap();
         map_file(&world);
         // SAFETY: within the mapping.
         let found = world.oracle.compare(0, unsafe { &*world.at(0) });
@@ -236,19 +234,23 @@ fn keeps_bytes(what: &str, how: impl Fn(&World, &Space)) {
 fn a_files_page_keeps_its_bytes() {
     let _alone = alone();
     keeps_bytes("unmapped", |world, space| {
-        space.memory().unmap(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { space.memory().unmap(world.address, world.len()) }.unwrap();
     });
     keeps_bytes("dropped", |world, space| {
-        space.memory().discard(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { space.memory().discard(world.address, world.len()) }.unwrap();
     });
     for protection in [Protection::READ, Protection::empty()] {
         keeps_bytes("unmapped while protected", |world, space| {
             world.protect(0..1, protection);
-            space.memory().unmap(world.address, world.len()).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { space.memory().unmap(world.address, world.len()) }.unwrap();
         });
         keeps_bytes("dropped while protected", |world, space| {
             world.protect(0..1, protection);
-            space.memory().discard(world.address, world.len()).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { space.memory().discard(world.address, world.len()) }.unwrap();
         });
     }
     keeps_bytes("unmapped after a fork", |world, space| {
@@ -257,21 +259,27 @@ fn a_files_page_keeps_its_bytes() {
             0
         });
         assert_eq!(wait(pid), End::Exit(0));
-        space.memory().unmap(world.address, world.len()).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { space.memory().unmap(world.address, world.len()) }.unwrap();
     });
     keeps_bytes("moved, then unmapped", |world, space| {
         let memory = space.memory();
-        let moved = memory.remap(
-            world.address,
-            PAGE_SIZE,
-            PAGE_SIZE,
-            true,
-            Some(memory.map(PAGE_SIZE, Protection::empty()).unwrap()),
-            false,
-        );
-        memory.unmap(moved.unwrap(), PAGE_SIZE).unwrap();
+        // SAFETY: nothing borrows the range.
+        let moved = unsafe {
+            memory.remap(
+                world.address,
+                PAGE_SIZE,
+                PAGE_SIZE,
+                true,
+                Some(memory.map(PAGE_SIZE, Protection::empty()).unwrap()),
+                false,
+            )
+        };
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.unmap(moved.unwrap(), PAGE_SIZE) }.unwrap();
         // The old range is the world's to unmap again.
         let all = Protection::READ | Protection::WRITE;
-        memory.map_at(world.address, PAGE_SIZE, all, true).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.map_at(world.address, PAGE_SIZE, all, true) }.unwrap();
     });
 }

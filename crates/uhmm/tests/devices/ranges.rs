@@ -17,7 +17,8 @@ fn bad_ranges_are_refused_and_nothing_changes() {
     let (space, start) = (&world.space, world.address);
     let memory = space.memory();
     world.protect(8..10, Protection::empty());
-    memory.unmap(start + 20 * PAGE, PAGE).unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.unmap(start + 20 * PAGE, PAGE) }.unwrap();
     let foreign = start + 30 * PAGE;
     let map = || {
         let (fixed, access) = (
@@ -32,9 +33,10 @@ fn bad_ranges_are_refused_and_nothing_changes() {
             Err(io::Error::last_os_error())
         }
     };
-    memory.map_foreign(foreign, PAGE, map).unwrap();
+    // SAFETY: nothing borrows the range.
+    unsafe { memory.map_foreign(foreign, PAGE, map) }.unwrap();
     let last = usize::MAX - PAGE + 1;
-    let end = space.core().range().end().address();
+    let end = space.internals().range().end().address();
     for (address, len, error) in [
         (start, 0, RangeError::Empty),
         (start + 1, PAGE, RangeError::Unaligned),

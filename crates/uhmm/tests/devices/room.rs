@@ -72,7 +72,8 @@ fn a_removal_without_any_ram_ends_with_its_patience() {
                     thread::sleep(Duration::from_millis(5));
                 }
                 let memory = world.space.memory();
-                memory.discard(world.address, 900 * PAGE_SIZE).unwrap();
+                // SAFETY: nothing borrows the range.
+                unsafe { memory.discard(world.address, 900 * PAGE_SIZE) }.unwrap();
                 (0..900).for_each(|page| world.oracle.discard(page));
             });
             let blocked = scope.spawn(|| {

@@ -46,7 +46,7 @@ fn a_regions_charge_follows_its_pages() {
     at_rest(&two, of(0, 0, PAGES));
     one.migrate(Place::Device(SECOND)).unwrap();
     at_rest(&one, of(0, 0, PAGES));
-    let stats = space.core().stats();
+    let stats = space.internals().stats();
     assert_eq!(stats.ram_bytes.get(), 0);
     assert_eq!(stats.devices[0].pages.get(), 0);
     assert_eq!(stats.devices[1].pages.get(), 2 * PAGES as u64);

@@ -69,7 +69,7 @@ impl World {
     }
 
     fn state(&self, page: usize) -> State {
-        self.space.core().state(self.number(page))
+        self.space.internals().state(self.number(page))
     }
 
     fn write(&self, page: usize) {
@@ -87,7 +87,7 @@ impl World {
     }
 
     fn push_out(&self) {
-        self.space.core().push_out(&mut Scratch::default());
+        self.space.internals().push_out(&mut Scratch::default());
     }
 
     /// Waits until the handler is done with a page.
@@ -216,7 +216,7 @@ fn a_poisoned_page_is_poisoned_on_both_sides() {
         let fault = || {
             world
                 .space
-                .core()
+                .internals()
                 .fault(world.number(3), Access::Read, &mut Scratch::default())
         };
         fault();
@@ -273,7 +273,7 @@ fn a_child_under_pressure_evicts_what_it_shares() {
             world.check_all();
             (0..pages).for_each(|page| world.write(page));
             world.check_all();
-            let peak = world.space.core().stats().ram_peak_bytes.get() as usize;
+            let peak = world.space.internals().stats().ram_peak_bytes.get() as usize;
             assert!(peak <= BUDGET + BUDGET / 50 + (2 << 20), "{peak}");
             0
         });
@@ -325,9 +325,8 @@ fn a_mapping_over_managed_memory_is_left_alone() {
         assert_eq!(mapped as usize, over);
         Ok(())
     };
-    space
-        .memory()
-        .map_foreign(over, 4 * PAGE_SIZE, map)
+    // SAFETY: nothing borrows the range.
+    unsafe { space.memory().map_foreign(over, 4 * PAGE_SIZE, map) }
         .expect("the range is ours to give");
     let bytes = || {
         // SAFETY: mapped above, and only used here.

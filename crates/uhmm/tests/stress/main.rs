@@ -116,7 +116,7 @@ fn case(multiple: usize, devices: Vec<Box<dyn Device>>) {
     );
     let touched = (0..pages.oracle.pages()).rev();
     touched.for_each(|page| pages.check(page));
-    let stats = space.core().stats();
+    let stats = space.internals().stats();
     assert!(stats.pages_to_device.get() as usize > multiple * BUDGET / PAGE_SIZE / 4);
     assert!(stats.pages_to_system.get() > 0 && stats.limbo_faults.get() > 0);
 
@@ -126,12 +126,12 @@ fn case(multiple: usize, devices: Vec<Box<dyn Device>>) {
         // What is left must fit in RAM: there is no other device to take it.
         let keep = BUDGET / 2;
         let rest = region.as_ptr() as usize + keep;
-        space.memory().discard(rest, region.len() - keep).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { space.memory().discard(rest, region.len() - keep) }.unwrap();
         keep
     };
     space
-        .core()
-        .remove_device(0, Duration::from_secs(60), &mut Scratch::default())
+        .remove_device(uhmm::DeviceId(0), Duration::from_secs(60))
         .expect("every page can leave the first device");
     assert_eq!(stats.devices[0].pages.get(), 0);
     (0..keep / PAGE_SIZE).for_each(|page| pages.check(page));
@@ -146,12 +146,12 @@ fn case(multiple: usize, devices: Vec<Box<dyn Device>>) {
     );
     drop(region);
     settled(&space);
-    space.core().check_invariants();
+    space.internals().check_invariants();
 }
 
 /// Waits until the reclaimer has nothing left to do.
 fn settled(space: &Space) {
-    let stats = space.core().stats();
+    let stats = space.internals().stats();
     let now = || (stats.ram_bytes.get(), stats.pages_to_device.get());
     let (mut before, begin) = (now(), Instant::now());
     loop {
@@ -187,7 +187,7 @@ fn push_out_again_and_again(space: &Space, done: &AtomicBool) {
     let mut scratch = Scratch::default();
     while !done.load(SeqCst) {
         thread::sleep(Duration::from_millis(120));
-        space.core().push_out(&mut scratch);
+        space.internals().push_out(&mut scratch);
     }
 }
 
@@ -257,6 +257,6 @@ fn pages_of_a_region_are_those_of_the_core() {
     let first = PageNo::containing(region.as_ptr() as usize);
     let mapped = PageRange::new(first, 256)
         .iter()
-        .filter(|&page| space.core().state(page) != uhmm_core::entry::State::None);
+        .filter(|&page| space.internals().state(page) != uhmm_core::entry::State::None);
     assert_eq!(mapped.collect::<Vec<_>>(), [first.plus(5)]);
 }

@@ -58,14 +58,16 @@ impl<'a> Ranges<'a> {
                     self.check(index);
                     let gone = self.mapped.swap_remove(index);
                     let len = gone.versions.len() * PAGE_SIZE;
-                    self.space.memory().unmap(gone.address, len).unwrap();
+                    // SAFETY: nothing borrows the range.
+                    unsafe { self.space.memory().unmap(gone.address, len) }.unwrap();
                 }
             }
         }
         (0..self.mapped.len()).for_each(|index| self.check(index));
         for range in &self.mapped {
             let len = range.versions.len() * PAGE_SIZE;
-            self.space.memory().unmap(range.address, len).unwrap();
+            // SAFETY: nothing borrows the range.
+            unsafe { self.space.memory().unmap(range.address, len) }.unwrap();
         }
     }
 
@@ -123,7 +125,8 @@ impl<'a> Ranges<'a> {
         let (first, len) = self.part(index);
         let address = self.mapped[index].address + first * PAGE_SIZE;
         let memory = self.space.memory();
-        memory.discard(address, len * PAGE_SIZE).unwrap();
+        // SAFETY: nothing borrows the range.
+        unsafe { memory.discard(address, len * PAGE_SIZE) }.unwrap();
         self.mapped[index].versions[first..][..len].fill(0);
         self.check(index);
     }
@@ -146,9 +149,9 @@ impl<'a> Ranges<'a> {
         let range = &mut self.mapped[index];
         let (old, bytes) = (range.versions.len() * PAGE_SIZE, new * PAGE_SIZE);
         let memory = self.space.memory();
-        range.address = memory
-            .remap(range.address, old, bytes, true, to, false)
-            .unwrap();
+        // SAFETY: nothing borrows the range.
+        range.address =
+            unsafe { memory.remap(range.address, old, bytes, true, to, false) }.unwrap();
         range.versions.resize(new, 0);
         self.check(index);
     }
@@ -157,7 +160,8 @@ impl<'a> Ranges<'a> {
         let (first, len) = self.part(index);
         let address = self.mapped[index].address + first * PAGE_SIZE;
         let memory = self.space.memory();
-        let protect = |flags| memory.protect(address, len * PAGE_SIZE, flags).unwrap();
+        // SAFETY: nothing borrows the range.
+        let protect = |flags| unsafe { memory.protect(address, len * PAGE_SIZE, flags) }.unwrap();
         protect(Protection::READ);
         self.check(index);
         // Pages leave and come back meanwhile.
