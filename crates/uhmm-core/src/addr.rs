@@ -95,6 +95,44 @@ impl PageRange {
     }
 }
 
+/// A device of a space: its place in the order in which devices were added, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u8);
+
+impl DeviceId {
+    /// A page of this device.
+    pub const fn page(self, page: u32) -> DeviceAddr {
+        DeviceAddr {
+            device: self.0,
+            page: DevicePage(page),
+        }
+    }
+}
+
+/// Where pages are, or are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// RAM.
+    Ram,
+    /// A device.
+    Device(DeviceId),
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}", self.0)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ram => f.write_str("RAM"),
+            Self::Device(device) => device.fmt(f),
+        }
+    }
+}
+
 /// A slot of the frame pool: a page of the pool's own mapping that may hold a frame (a physical
 /// page that no program maps). Only a number; [`crate::frames::Frame`] is the right to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -94,6 +94,19 @@ impl DeviceInfo {
     }
 }
 
+/// How a device of a space stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It takes pages.
+    Open,
+    /// It takes none until it is resumed.
+    Suspended,
+    /// It takes none any more: it has failed, or is being removed. Pages may be left on it.
+    Ending,
+    /// It was removed: all of its memory has been given back.
+    Removed,
+}
+
 /// Why a page could not be copied in. The page stays where it was: nothing is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyInError {

@@ -1,8 +1,9 @@
 //! Eviction, by device page alone (R8): chunks and devices are emptied, suspended and removed while
 //! programs use their pages (R9).
 
-use crate::addr::{DeviceAddr, DevicePage, PageNo};
+use crate::addr::{DeviceAddr, DeviceId, DevicePage, PageNo};
 use crate::entry::State;
+use crate::events::Event;
 use crate::fault::Scratch;
 use crate::gate::Refused;
 use crate::mirror::in_notifier;
@@ -104,7 +105,9 @@ impl<M: Mmu> Space<M> {
         if !new && memory.chunks().all(DevPagemap::is_released) {
             return Err(RemoveError::AlreadyRemoved);
         }
-        self.empty(device, None, Then::End, patience, scratch)
+        self.empty(device, None, Then::End, patience, scratch)?;
+        self.events.tell(Event::DeviceRemoved(DeviceId(device)));
+        Ok(())
     }
 
     /// Removes one chunk of a device's memory while programs use its pages. [`Space::add_chunk`]
@@ -182,14 +185,20 @@ impl<M: Mmu> Space<M> {
         scratch: &mut Scratch,
     ) -> Result<(), RemoveError> {
         let memory = self.to_be_emptied(device)?;
-        memory.set_suspended(true);
+        if memory.set_suspended(true) {
+            self.events.tell(Event::DeviceSuspended(DeviceId(device)));
+        }
         self.empty(device, None, Then::Stay, patience, scratch)
     }
 
     /// Ends a suspension. `false`: the device was not suspended, or there is none.
     pub fn resume_device(&self, device: u8) -> bool {
-        self.find_device(device)
-            .is_some_and(|memory| memory.set_suspended(false))
+        let memory = self.find_device(device);
+        let resumed = memory.is_some_and(|memory| memory.set_suspended(false));
+        if resumed {
+            self.events.tell(Event::DeviceResumed(DeviceId(device)));
+        }
+        resumed
     }
 
     /// A device, for who is to empty it.
@@ -212,6 +221,7 @@ impl<M: Mmu> Space<M> {
         let start = Instant::now();
         let memory = self.device(device);
         let _emptying = memory.begin_emptying();
+        self.events.tell(Event::eviction_began(device, chunk));
         let chunks = || {
             memory
                 .chunks()
@@ -235,9 +245,12 @@ impl<M: Mmu> Space<M> {
             let in_use = chunks().flat_map(DevPagemap::used).count();
             if in_use == 0 && chunks().all(is_done) {
                 memory.count_stored(self.device_stats(device));
+                self.events.tell(Event::eviction_ended(device, chunk, 0));
                 return Ok(());
             }
             if start.elapsed() > patience {
+                self.events
+                    .tell(Event::eviction_ended(device, chunk, in_use));
                 let pages = chunks().flat_map(DevPagemap::used);
                 return Err(RemoveError::StillInUse(
                     self.who_holds(device, pages, left_ram),

@@ -7,6 +7,7 @@ use crate::addr::{DeviceAddr, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::device::CopyOutError;
 use crate::entry::State;
+use crate::events;
 use crate::gate::Refused;
 use crate::mirror::Event;
 use crate::mmu::Mmu;
@@ -27,6 +28,16 @@ pub enum Failure {
     Poisoned,
     /// Nobody used the memory; it is not used again.
     Retired,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recovered => "a good copy is used from now on",
+            Self::Poisoned => "the page is lost",
+            Self::Retired => "nobody used it",
+        })
+    }
 }
 
 /// Why a failure could not be dealt with.
@@ -74,6 +85,26 @@ impl<M: Mmu> Space<M> {
     /// # Errors
     /// [`FailureError`]; nothing has changed.
     pub fn memory_failure(&self, page: PageNo) -> Result<Failure, FailureError> {
+        let outcome = self.fail_page(page)?;
+        let address = page.address();
+        self.events
+            .tell(events::Event::MemoryFailure { address, outcome });
+        Ok(outcome)
+    }
+
+    /// The memory of a device page has failed. For internal threads, and for threads that touch no
+    /// managed memory.
+    ///
+    /// # Errors
+    /// [`FailureError`]; nothing has changed.
+    pub fn device_memory_failure(&self, at: DeviceAddr) -> Result<Failure, FailureError> {
+        let outcome = self.fail_device_page(at)?;
+        self.events
+            .tell(events::Event::DeviceMemoryFailure { at, outcome });
+        Ok(outcome)
+    }
+
+    fn fail_page(&self, page: PageNo) -> Result<Failure, FailureError> {
         if !self.range().contains(page) {
             return Err(FailureError::NoSuchPage);
         }
@@ -98,12 +129,7 @@ impl<M: Mmu> Space<M> {
         Ok(self.fail(claimed))
     }
 
-    /// The memory of a device page has failed. For internal threads, and for threads that touch no
-    /// managed memory.
-    ///
-    /// # Errors
-    /// [`FailureError`]; nothing has changed.
-    pub fn device_memory_failure(&self, at: DeviceAddr) -> Result<Failure, FailureError> {
+    fn fail_device_page(&self, at: DeviceAddr) -> Result<Failure, FailureError> {
         let memory = self.find_device(at.device);
         let memory = memory.ok_or(FailureError::NoSuchPage)?;
         if at.page.0 as usize >= memory.capacity() {
@@ -227,8 +253,10 @@ impl<M: Mmu> Space<M> {
     }
 
     fn poison(&self, claimed: Single<'_, M>) {
-        self.mmu.poison(claimed.page());
+        let page = claimed.page();
+        self.mmu.poison(page);
         claimed.settle(State::Poisoned);
         self.stats().poisoned_pages.add(1);
+        self.events.tell(events::Event::poisoned(page));
     }
 }

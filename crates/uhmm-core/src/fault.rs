@@ -12,6 +12,7 @@ use crate::around::MAX_WINDOW;
 use crate::claims::{Run, Single};
 use crate::device::CopyOutError;
 use crate::entry::State;
+use crate::events;
 use crate::frames::Frame;
 use crate::mirror::Event;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
@@ -441,6 +442,7 @@ impl<M: Mmu> Space<M> {
         run.settle(1, |_| State::Poisoned);
         drop(run);
         self.stats().poisoned_pages.add(1);
+        self.events.tell(events::Event::poisoned(page));
         self.served(page)
     }
 

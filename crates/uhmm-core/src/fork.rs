@@ -27,6 +27,7 @@
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
+use crate::events::Event;
 use crate::fault::{Access, Scratch, ZEROS};
 use crate::lock::Lock;
 use crate::mmu::{Mmu, Tracking};
@@ -175,11 +176,13 @@ impl<M: Mmu> Space<M> {
         self.gate.open(&self.mmu);
         drop(serving);
         self.relieve();
+        self.events.tell(Event::Forked);
     }
 
     /// Begins in the child of a fork, before it has a second thread.
     pub fn begin_in_child(&self) {
         self.gate.forget_threads();
+        self.events.begin_in_child();
         self.fork_log.sealed.store(false, Release);
     }
 
@@ -211,6 +214,7 @@ impl<M: Mmu> Space<M> {
         self.gate.open(&self.mmu);
         drop(serving);
         self.relieve();
+        self.events.tell(Event::ForkedHere);
     }
 
     /// In the child, where nobody was told of writes until now: what a device has of pages in RAM may

@@ -15,6 +15,7 @@ mod claims;
 pub mod device;
 pub mod entry;
 pub mod error;
+pub mod events;
 pub mod evict;
 pub mod failure;
 pub mod fault;

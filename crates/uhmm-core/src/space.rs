@@ -1,10 +1,11 @@
 //! The space: one managed address range with its pages, frames and devices.
 
-use crate::addr::{PageNo, PageRange};
+use crate::addr::{DeviceId, PageNo, PageRange};
 use crate::around::Around;
-use crate::device::Device;
+use crate::device::{Device, DeviceInfo, Standing};
 use crate::entry::{EntryTable, MAX_DEVICE_PAGES, State};
 use crate::error::BuildError;
+use crate::events::{Event, Events};
 use crate::fork::ForkLog;
 use crate::frames::FramePool;
 use crate::gate::Gate;
@@ -18,8 +19,8 @@ use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
 use crate::reclaim::Reclaim;
 use crate::stats::{DeviceStats, MAX_DEVICES, Stats};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 
 /// The least budget, in pages: below it there is no room for a batch on its way out beside the
 /// pages in use.
@@ -42,6 +43,7 @@ pub struct Space<M: Mmu> {
     /// Pages in RAM that have a duplicate on a device.
     pub(crate) duplicates: AtomicUsize,
     pub(crate) hints: Hints<M::Table>,
+    pub(crate) events: Arc<Events<M::Table>>,
     pub(crate) gate: Gate,
     pub(crate) around: Around,
     pub(crate) fork_log: ForkLog,
@@ -78,6 +80,7 @@ impl<M: Mmu> Space<M> {
         let entries = EntryTable::new(range, table).ok_or(BuildError::NoAddressSpace)?;
         let pool = FramePool::new(budget_pages, table).ok_or(BuildError::NoAddressSpace)?;
         let hints = Hints::new(range, table).ok_or(BuildError::NoAddressSpace)?;
+        let events = Events::new(table).ok_or(BuildError::NoAddressSpace)?;
         mmu.stats()
             .ram_budget_bytes
             .set((budget_pages * crate::addr::PAGE_SIZE) as u64);
@@ -91,6 +94,7 @@ impl<M: Mmu> Space<M> {
             buffers: Buffers::default(),
             duplicates: AtomicUsize::new(0),
             hints,
+            events: Arc::new(events),
             gate: Gate::default(),
             around: Around::default(),
             fork_log: ForkLog::default(),
@@ -122,7 +126,8 @@ impl<M: Mmu> Space<M> {
         let _one_at_a_time = self.adding.lock();
         let free = self.devices.iter().position(|slot| slot.get().is_none());
         let index = free.ok_or(BuildError::NoPlace)?;
-        let memory = DeviceMemory::new(device, MAX_DEVICE_PAGES, &|len| self.mmu.table(len))
+        let id = DeviceId(index as u8);
+        let memory = DeviceMemory::new(device, id, &self.events, &|len| self.mmu.table(len))
             .ok_or(BuildError::NoAddressSpace)?;
         let capacity = info.capacity_pages.min(MAX_DEVICE_PAGES);
         if info.memory.is_mapped() && !self.mmu.add_arena(index as u8, capacity, info.node) {
@@ -138,6 +143,7 @@ impl<M: Mmu> Space<M> {
         }
         let added = self.devices[index].set(memory);
         debug_assert!(added.is_ok(), "the place was free, and is ours");
+        self.events.tell(Event::DeviceAdded(id));
         Ok(index as u8)
     }
 
@@ -151,6 +157,12 @@ impl<M: Mmu> Space<M> {
     /// The type of a device's memory; `None` when there is no such device.
     pub fn memory_type(&self, device: u8) -> Option<MemoryType> {
         Some(self.find_device(device)?.memory_type())
+    }
+
+    /// What a device is, and how it stands; `None` when there is no such device.
+    pub fn device_info(&self, device: u8) -> Option<(&DeviceInfo, Standing)> {
+        let memory = self.find_device(device)?;
+        Some((memory.info(), memory.standing()))
     }
 
     /// The device with this number, if there is one.

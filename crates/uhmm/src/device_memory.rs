@@ -7,7 +7,7 @@ use crate::range::RangeError;
 use std::fmt;
 use std::time::Duration;
 use uhmm_core::addr::PageNo;
-pub use uhmm_core::addr::{DeviceAddr, DevicePage};
+pub use uhmm_core::addr::{DeviceAddr, DeviceId, DevicePage};
 use uhmm_core::device::Device;
 use uhmm_core::evict;
 use uhmm_core::fault::Scratch;
@@ -25,20 +25,6 @@ pub use uhmm_core::{AddChunkError, AllocError};
 pub type DevicePages<'a> = uhmm_core::DevicePages<'a, LinuxMmu>;
 /// A reference on a device page, on this machine.
 pub type PageRef<'a> = uhmm_core::PageRef<'a, LinuxMmu>;
-
-/// A device of a space: its place in the order in which devices were added, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceId(pub u8);
-
-impl DeviceId {
-    /// A page of this device.
-    pub const fn page(self, page: u32) -> DeviceAddr {
-        DeviceAddr {
-            device: self.0,
-            page: DevicePage(page),
-        }
-    }
-}
 
 /// Why device memory was not emptied or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error::RangeError;
+use uhmm_core::events;
 use uhmm_core::mirror::Event;
 use uhmm_core::ranges::Inside;
 use uhmm_core::regions::{Attributes, Regions};
@@ -121,6 +122,7 @@ impl Memory {
             call.regions.give(pages);
             return Err(errno.into());
         }
+        self.core.events().tell(events::Event::mapped(pages));
         Ok(pages.start.address())
     }
 
@@ -209,6 +211,7 @@ impl Memory {
                 call.inside.discard(piece).map_err(to_io)?;
             }
             call.regions.give(piece);
+            self.core.events().tell(events::Event::unmapped(piece));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use uhmm_core::migrate::Unmapped;
 use uhmm_core::{AllocError, migrate};
 use uhmm_linux::mmu::LinuxMmu;
 
+pub use uhmm_core::addr::Place;
 pub use uhmm_core::migrate::{
     CopiedTo, Destination, From, Installed, Migrated, Page, Select, Source,
 };
@@ -19,15 +20,6 @@ pub type Migration<'a, Phase> = migrate::Migration<'a, LinuxMmu, Phase>;
 
 /// Pages that are migrated together: what a touch may have to wait for.
 const BATCH: usize = 512;
-
-/// Where pages are to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// To RAM.
-    Ram,
-    /// To a device.
-    Device(DeviceId),
-}
 
 /// Why a migration could not begin. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use super::{Copied, Destination, Hands, Item, Origin};
 use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
+use crate::events::Event;
 use crate::fault::Ram;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::space::Space;
@@ -210,9 +211,11 @@ impl<M: Mmu> Hands<'_, M> {
         let Item {
             claimed, origin, ..
         } = item;
-        space.mmu.poison(claimed.page());
+        let page = claimed.page();
+        space.mmu.poison(page);
         claimed.settle(State::Poisoned);
         space.stats().poisoned_pages.add(1);
+        space.events.tell(Event::poisoned(page));
         if let Origin::Device { at, held } = origin {
             held.leave(space.device_stats(at.device));
         }

@@ -47,6 +47,7 @@ use crate::addr::{DeviceAddr, PageData, PageNo};
 use crate::claims::Single;
 use crate::device::Owner;
 use crate::entry::State;
+use crate::events::Event;
 use crate::frames::Frame;
 use crate::gate::Pass;
 use crate::gate::Refused;
@@ -399,8 +400,19 @@ impl<'a, M: Mmu> Migration<'a, M, CopiedTo> {
 impl<M: Mmu> Migration<'_, M, Installed> {
     /// Waits for the copies that have not ended, and makes the pages what they have become.
     pub fn finalize(mut self) -> Migrated {
+        let first = self.selected().next();
         self.hands.finalize();
+        self.hands.tell(first);
         self.hands.done
+    }
+}
+
+impl<M: Mmu> Hands<'_, M> {
+    /// Tells what the migration came to, the first of whose pages was `first`.
+    fn tell(&self, first: Option<Page>) {
+        if let Some(event) = Event::migrated(first, self.done) {
+            self.space.events.tell(event);
+        }
     }
 }
 

@@ -24,16 +24,18 @@ mod error;
 pub(crate) use chunk::DevPagemap;
 pub use error::{AddChunkError, AllocError};
 
-use crate::addr::{DevicePage, PageNo};
-use crate::device::{CopyInError, Device, DeviceInfo};
+use crate::addr::{DeviceId, DevicePage, PageNo};
+use crate::device::{CopyInError, Device, DeviceInfo, Standing};
+use crate::entry::MAX_DEVICE_PAGES;
+use crate::events::{Event, Events};
 use crate::memory_type::MemoryType;
 use crate::stats::DeviceStats;
 pub(crate) use buddy::MAX_ORDER;
 use driver::Driver;
 pub(crate) use driver::Started;
 use std::ops::Deref;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*, fence};
+use std::sync::{Arc, OnceLock};
 
 /// The most pages that one copy into a device is given.
 pub(crate) const BATCH: usize = crate::frames::BLOCK;
@@ -41,6 +43,8 @@ pub(crate) const BATCH: usize = crate::frames::BLOCK;
 /// A device and its memory.
 pub(crate) struct DeviceMemory<T> {
     driver: Driver,
+    id: DeviceId,
+    events: Arc<Events<T>>,
     capacity: usize,
     chunks: Box<[OnceLock<DevPagemap<T>>]>,
     /// The chunk in which a page was found last.
@@ -56,18 +60,21 @@ pub(crate) struct DeviceMemory<T> {
 }
 
 impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
-    /// A device of at most `limit` pages, with its first chunk.
+    /// A device that is to be `id`, with its first chunk.
     pub(crate) fn new(
         device: Box<dyn Device>,
-        limit: u32,
+        id: DeviceId,
+        events: &Arc<Events<T>>,
         table: &dyn Fn(usize) -> Option<T>,
     ) -> Option<Self> {
         let driver = Driver::new(device);
         let info = driver.info();
-        let capacity = info.capacity_pages.min(limit) as usize;
+        let capacity = info.capacity_pages.min(MAX_DEVICE_PAGES) as usize;
         let chunks = capacity.div_ceil(info.chunk_pages as usize);
         let memory = Self {
             driver,
+            id,
+            events: Arc::clone(events),
             capacity,
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             cursor: AtomicUsize::new(0),
@@ -158,6 +165,7 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
             self.release(chunk, || ());
             return Err(AddChunkError::Removed);
         }
+        self.tell_chunk(chunk, |device, chunk| Event::ChunkAdded { device, chunk });
         Ok(chunk)
     }
 
@@ -389,6 +397,22 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
         !self.is_dying() && !self.suspended.load(SeqCst)
     }
 
+    pub(crate) fn standing(&self) -> Standing {
+        if self.is_dying() {
+            let removed = self.chunks().all(DevPagemap::is_released);
+            return if removed {
+                Standing::Removed
+            } else {
+                Standing::Ending
+            };
+        }
+        if self.is_open() {
+            Standing::Open
+        } else {
+            Standing::Suspended
+        }
+    }
+
     /// Whether `page`, which is in use, may stay: whether its chunk can still be given pages.
     pub(crate) fn keeps(&self, page: DevicePage) -> bool {
         self.is_open() && self.at(page).is_alive()
@@ -396,8 +420,8 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
 
     /// A copy has shown that the device has failed for good.
     pub(crate) fn heard(&self, error: CopyInError) {
-        if error == CopyInError::Dead {
-            self.kill();
+        if error == CopyInError::Dead && self.kill() {
+            self.events.tell(Event::DeviceFailed(self.id));
         }
     }
 
@@ -408,8 +432,14 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
             give_back();
             self.driver.remove_chunk(chunk.first(), chunk.len() as u32);
             chunk.end_release();
+            self.tell_chunk(chunk, |device, chunk| Event::ChunkRemoved { device, chunk });
         }
         chunk.is_released()
+    }
+
+    fn tell_chunk(&self, chunk: &DevPagemap<T>, event: impl Fn(DeviceId, u32) -> Event) {
+        let index = self.chunk_of(chunk.first()) as u32;
+        self.events.tell(event(self.id, index));
     }
 
     /// Pages in use.

@@ -31,6 +31,7 @@ mod clean;
 mod unmap;
 
 use crate::addr::PageNo;
+use crate::events::ReclaimNews;
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, block_slots_for};
 use crate::lock::Lock;
@@ -150,12 +151,14 @@ impl<M: Mmu> Space<M> {
         let pressure = &self.reclaim.pressure;
         let mut scratch = Scratch::default();
         let mut in_vain = Duration::ZERO;
+        let mut news = ReclaimNews::default();
         while !stop.load(Acquire) {
             let step = self.reclaim(&mut scratch);
             if self.pool.available() > 0 || step == Step::Cleaned {
                 in_vain = Duration::ZERO;
                 self.wake_ram_waiters();
             }
+            news.step(self, step, in_vain);
             match step {
                 Step::Cleaned | Step::Unmapped => {}
                 Step::Idle => {
