@@ -21,6 +21,31 @@ pub fn ci() -> Outcome {
         ]),
     );
     steps.command(
+        "clippy with features",
+        &mut cargo(&[
+            "clippy",
+            "--package",
+            "uhmm",
+            "--all-features",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
+    steps.command(
+        "tests with features",
+        &mut cargo(&[
+            "test",
+            "--release",
+            "--package",
+            "uhmm",
+            "--all-features",
+            "--test",
+            "api",
+        ]),
+    );
+    steps.command(
         "documentation",
         // The protocols stand at the head of private modules too.
         cargo(&[

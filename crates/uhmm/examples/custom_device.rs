@@ -92,8 +92,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (i, word) in words.iter().enumerate() {
         assert_eq!(*word, i.to_ne_bytes(), "the file gave back other bytes");
     }
-    let (took, stats) = (start.elapsed(), space.internals().stats());
-    let [ram, file] = [&stats.ram_bytes, &stats.devices[0].stored_bytes].map(|n| n.get() >> 20);
+    let (took, now) = (start.elapsed(), space.statistics());
+    let [ram, file] = [now.ram_bytes, now.devices[0].stored_bytes].map(|n| n >> 20);
     println!("64 MiB written and read in {took:.2?}: {ram} MiB in RAM, {file} MiB in the file");
     Ok(())
 }

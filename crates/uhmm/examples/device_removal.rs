@@ -58,7 +58,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .device(Box::new(Lz4Device::new(MEMORY as u64)))
         .build()?;
     let mut region = space.region(MEMORY)?;
-    let pages = |device: usize| space.internals().stats().devices[device].pages.get();
+    let pages = |device: usize| space.statistics().devices[device].pages;
     let (full, done) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
     let (removed, counted) = thread::scope(|scope| {
         let parts = region.as_mut_slice().chunks_mut(MEMORY / THREADS);

@@ -2,12 +2,11 @@
 
 use crate::fork;
 use crate::memory::Memory;
-use crate::region::Region;
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
-use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE};
+use uhmm_core::addr::PAGE_SHIFT;
 use uhmm_core::device::Device;
 use uhmm_linux::engine::thread::ThreadEngine;
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
@@ -126,14 +125,6 @@ pub struct Space {
 }
 
 impl Space {
-    /// Maps `len` bytes, rounded up to pages, that read as zero.
-    ///
-    /// # Errors
-    /// `InvalidInput` for zero bytes, `OutOfMemory` when the space has no room.
-    pub fn region(&self, len: usize) -> io::Result<Region> {
-        Region::map(self, len.next_multiple_of(PAGE_SIZE))
-    }
-
     /// The space's address ranges, as the operating system's calls have them.
     pub fn memory(&self) -> &Memory {
         &self.inner.memory

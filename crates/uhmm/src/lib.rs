@@ -1,19 +1,61 @@
-//! Heterogeneous memory management for user space: the public library.
+//! Memory that is larger than its RAM, and knows about devices.
 //!
-//! Build a [`Space`] with a budget of RAM and some devices, and map [`Region`]s in it. Their cold
-//! pages go to the devices, and come back when they are touched:
+//! A [`Space`] is address space with a budget of RAM and some devices. Memory of it is ordinary memory:
+//! slices, read and written by any thread. What is cold leaves RAM for a device (compressed memory, a
+//! GPU, a file, whatever implements [`Device`](device::Device)), and comes back by a page fault when it
+//! is touched. A program never notices more than time.
 //!
 //! ```no_run
-//! let space = uhmm::Builder::new(64 << 20)
-//!     .device(Box::new(uhmm::devices::Lz4Device::new(1 << 30)))
+//! use uhmm::{Builder, devices::Lz4Device};
+//!
+//! // 64 MiB of RAM, and up to 1 GiB of compressed pages beside it.
+//! let space = Builder::new(64 << 20)
+//!     .device(Box::new(Lz4Device::new(1 << 30)))
 //!     .build()?;
-//! let mut region = space.region(256 << 20)?;
-//! region.as_mut_slice().fill(7);
+//! let mut numbers = space.slice::<u64>(50_000_000)?;
+//! numbers.fill(7);
+//! let sum: u64 = numbers.iter().sum();
+//! println!("{sum}\n{}", space.statistics());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # What there is
+//!
+//! | to | use |
+//! | --- | --- |
+//! | have memory | [`Space::slice`] for [plain old data](typed), [`Space::region`] for bytes; both are unmapped when they are dropped |
+//! | name a part of it | [`Slice::range`], [`Region::range`]: a [`Span`], which says where its pages are, and sends them elsewhere |
+//! | move pages | [`Span::migrate`], [`Region::migrate`] to a [`Place`]; drivers take a migration through its phases with [`Space::migrate_vma`] |
+//! | say how it is used | [`Span::read_mostly`] |
+//! | see how it fares | [`Space::statistics`]: counters as plain values, and a few lines for people |
+//! | hear what happens | [`Space::events`]: devices, migrations, lost pages, pressure, as they come |
+//! | change devices | [`Space::add_device`], [`Space::suspend_device`], [`Space::remove_device`], while programs use their pages |
+//! | have address ranges | [`memory`]: map, protect and unmap as the system calls do, which is `unsafe` where a slice could be there |
+//!
+//! # What holds
+//!
+//! - **The budget is hard.** RAM and every device full, a touch waits for room, and when there is none for
+//!   half a second the process is ended with a message that says so. [`Event::OutOfMemoryNear`] comes
+//!   before that.
+//! - **Nothing is lost in silence.** A page whose device has lost it is a SIGBUS for whoever touches it,
+//!   never zeros or old bytes, and an [`Event::PagePoisoned`].
+//! - **Requests are best effort.** A migration leaves pages where they are that others use or have in
+//!   hand at that moment; [`Span::usage`] says where they all are then.
+//! - **Errors change nothing**, and each says in a line what is wrong and what to do.
+//! - **Forks are seen**, by the C library's hooks: both sides have the memory of that moment.
+//! - **A device's own methods** serve faults: what they must not do is with
+//!   [`Device`](device::Device) and in `docs/adding-a-device.md`.
+//!
+//! The kernel has to allow `userfaultfd` with `UFFDIO_MOVE` (Linux 6.8); what is missing, `uhmm doctor`
+//! names, and how to mend it.
+//!
+//! # Features
+//!
+//! `tracing`: `Space::trace_events` hands the events on to the `tracing` crate.
 
 mod build;
 mod device_memory;
+pub mod events;
 mod fork;
 #[doc(hidden)]
 pub mod internals;
@@ -25,15 +67,24 @@ mod policy;
 mod range;
 mod region;
 pub mod size;
+mod span;
 pub mod spec;
+pub mod statistics;
+#[cfg(feature = "tracing")]
+mod tracing;
+pub mod typed;
 
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
+pub use events::{Event, Events};
 pub use migrate::{MigrateError, Migrated, Place};
 pub use pin::{Pin, PinError, PinFlags, Pinned, PinnedMut};
 pub use policy::{Applied, PolicyError};
 pub use range::RangeError;
-pub use region::Region;
+pub use region::{Region, RegionError};
+pub use span::{BoundsError, Span};
+pub use statistics::{DeviceStatistics, Statistics};
+pub use typed::{Pod, Slice};
 
 /// The devices that come with the library.
 pub mod devices {
@@ -46,7 +97,7 @@ pub mod device {
     pub use uhmm_core::addr::{DevicePage, PAGE_SIZE, PageData};
     pub use uhmm_core::device::{
         CHUNK_PAGES, CopyFailed, CopyIn, CopyInError, CopyOut, CopyOutError, Device, DeviceInfo,
-        Fence, Owner,
+        Fence, Owner, Standing,
     };
     pub use uhmm_core::memory_type::MemoryType;
 }

@@ -118,6 +118,29 @@ fn numbers(text: &str) -> Vec<u64> {
 }
 
 #[test]
+fn the_first_program_adds_up_four_times_its_ram() {
+    let output = output_of("first_region");
+    let line = |begin: &str| {
+        let found = output.lines().find(|line| line.contains(begin));
+        numbers(found.unwrap_or_else(|| panic!("no {begin:?} in {output}")))
+    };
+    let count = 64 << 20 >> 3;
+    assert_eq!(line("the sum of"), [count, count * (count - 1) / 2]);
+    // The second half has come in since.
+    let [ram, device] = line("of the first half")[..] else {
+        panic!("{output}");
+    };
+    assert!(
+        ram < 4096 && device > 4096 && ram + device <= 8192,
+        "{output}"
+    );
+    assert_eq!(line("RAM: ")[2..4], [16, 0], "the budget, {output}");
+    assert!(line("to devices,")[0] > 3 * 4096, "{output}");
+    assert!(line("were mapped").contains(&(64 << 20)), "{output}");
+    assert!(line("pushed out")[0] > 0, "{output}");
+}
+
+#[test]
 fn the_custom_device_holds_what_does_not_fit() {
     let output = output_of("custom_device");
     assert_eq!(output.lines().count(), 1, "{output}");
