@@ -125,9 +125,9 @@ impl Region {
 
     /// The space, and all of the region to write to.
     pub(crate) fn parts_mut(&mut self) -> (&Space, &mut [u8]) {
-        // SAFETY: as in `as_mut_slice`.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) };
-        (&self.space, bytes)
+        // SAFETY: mapped and ours for as long as `self` lives, and borrowed mutably.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len()) };
+        (self.span.space(), bytes)
     }
 
     /// Drops the contents: all of it reads as zero.
