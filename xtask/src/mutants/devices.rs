@@ -264,7 +264,7 @@ pub const MUTANTS: &[Mutant] = &[
                 each(found);
             }",
         )],
-        tests: rules("r13_"),
+        tests: rules("r13_what_a_walk_finds"),
     },
     Mutant {
         rule: "R13",

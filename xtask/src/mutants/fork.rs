@@ -64,7 +64,7 @@ pub const MUTANTS: &[Mutant] = &[
             "            State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),",
             "            State::Private(at) => self.device(at.device).bury(at.page),",
         )],
-        tests: rules("r16_"),
+        tests: rules("r16_both_sides"),
     },
     Mutant {
         rule: "R16",

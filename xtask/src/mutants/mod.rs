@@ -76,7 +76,8 @@ pub fn run(filters: &[String], list: bool) -> Outcome {
         let (word, text) = (word(end), text(mutant, end));
         let (rule, seconds) = (mutant.rule, took.as_secs_f64());
         println!("{rule:10} {word:8} {seconds:5.1} s  {text}");
-        ends.push((word, format!("{rule:10} {word:8} {text}")));
+        let short = text.lines().next().unwrap_or_default();
+        ends.push((word, format!("{rule:10} {word:8} {short}")));
     };
     let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.tests.target).collect();
     for target in targets {
@@ -93,8 +94,8 @@ pub fn run(filters: &[String], list: bool) -> Outcome {
         count(ERROR),
         begin.elapsed().as_secs_f64()
     );
-    println!("mutants: {counts}");
     if count(CAUGHT) == chosen.len() {
+        println!("mutants: {counts}");
         return Ok(());
     }
     let others = ends.iter().filter(|(end, _)| *end != CAUGHT);

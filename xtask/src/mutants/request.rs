@@ -321,7 +321,7 @@ pub const MUTANTS: &[Mutant] = &[
                 "Single::claim(space, at, |now| now == state)",
             ),
         ],
-        tests: rules("r6_ r9_a_page_whose_memory"),
+        tests: rules("r6_only_the_kinds"),
     },
     Mutant {
         rule: "R6",
