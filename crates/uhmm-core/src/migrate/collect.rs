@@ -342,7 +342,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
             } if now == at => {
                 // The bytes are in RAM: there is nothing to move, only the duplicate to give up.
                 let names_it = |state: State| state.device_page() == Some(at);
-                if let Some(claimed) = Single::claim(space, page, names_it) {
+                if let Some(claimed) = Single::claim_in_place(space, page, names_it) {
                     space.give_duplicate_up(claimed);
                     self.done.migrated += 1;
                 }

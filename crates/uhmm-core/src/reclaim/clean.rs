@@ -162,15 +162,6 @@ impl<M: Mmu> Space<M> {
     pub(super) fn shed_duplicates(&self) -> bool {
         let mut shed = 0;
         if self.duplicates.load(Relaxed) > 0 {
-            let has_one = |state: State| {
-                matches!(
-                    state,
-                    State::System {
-                        duplicate: Some(_),
-                        ..
-                    }
-                )
-            };
             // On from where the last call has ended, once round at most.
             let range = self.range();
             let mut at = PageNo(self.reclaim.shed_at.load(Relaxed)).max(range.start);
@@ -182,7 +173,7 @@ impl<M: Mmu> Space<M> {
                     continue;
                 };
                 at = page.plus(1);
-                if let Some(claimed) = Single::claim(self, page, has_one) {
+                if let Some(claimed) = Single::claim_in_place(self, page, State::is_tracked) {
                     self.give_duplicate_up(claimed);
                     shed += 1;
                 }
