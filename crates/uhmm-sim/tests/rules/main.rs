@@ -18,6 +18,7 @@ mod lifetimes;
 mod migrate_device;
 mod migrate_vma;
 mod migration;
+mod pinned;
 mod pins;
 mod pressure;
 mod random;
