@@ -240,6 +240,13 @@ pub trait Device: Send + Sync {
         None
     }
 
+    /// Capability: where the device itself finds `page`, which is in use: the address that its programs
+    /// take, in whatever address space they run in. `None`: they take numbers of pages.
+    fn address(&self, page: DevicePage) -> Option<u64> {
+        let _ = page;
+        None
+    }
+
     /// Capability: the device's memory grows by `pages` pages from `first` on. `false`: not now.
     fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
         let _ = (first, pages);

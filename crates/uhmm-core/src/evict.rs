@@ -294,9 +294,10 @@ impl<M: Mmu> Space<M> {
             }
             let batch = pages.by_ref().take(BATCH.min(room));
             let batch: Vec<DevicePage> = batch.collect();
-            let Ok(mut migration) = self.migrate_device_pages(device, &batch) else {
+            let Ok(pass) = self.pass() else {
                 return short;
             };
+            let mut migration = self.migrate_device_pages(pass, device, &batch);
             migration.to_system();
             let moved = migration.copy().pages().finalize();
             short |= moved.left > 0 && self.pool.available() == 0;

@@ -148,7 +148,7 @@ impl<M: Mmu> Space<M> {
                 }
                 // Free: it is taken out of use, if it can be had.
                 self.free_buried();
-                if memory.alloc_at(at.page, self.device_stats(at.device)) {
+                if memory.alloc_at(at.page, self.stamp(), self.device_stats(at.device)) {
                     memory.set_bad(at.page);
                     self.put_page(at);
                     return Ok(Failure::Retired);

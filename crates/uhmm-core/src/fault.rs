@@ -301,6 +301,8 @@ impl<M: Mmu> Space<M> {
             if i < installed && !keep {
                 reference.leave(stats);
             } else {
+                // A duplicate that is read is worth its place.
+                self.device(at.device).set_used(at.page);
                 reference.end(stats);
             }
         }

@@ -225,6 +225,14 @@ pub(crate) struct Pass<'a, M: Mmu> {
     mmu: &'a M,
 }
 
+impl<M: Mmu> Pass<'_, M> {
+    /// Another pass, for who is inside: whoever closes the gate waits for both.
+    pub(crate) fn again(&self) -> Self {
+        self.shard.fetch_add(1, SeqCst);
+        Self { ..*self }
+    }
+}
+
 impl<M: Mmu> Drop for Pass<'_, M> {
     fn drop(&mut self) {
         let left = self.shard.fetch_sub(1, SeqCst) - 1;

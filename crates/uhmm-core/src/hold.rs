@@ -215,7 +215,10 @@ impl<M: Mmu> Space<M> {
             Some(_) => Some(HoldError::Free),
         };
         match refused {
-            None => Ok(PageRef { space: self, at }),
+            None => {
+                memory.set_used(at.page);
+                Ok(PageRef { space: self, at })
+            }
             Some(error) => {
                 memory.bury(at.page);
                 Err(error)
@@ -223,8 +226,8 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Hands out `1 << order` pages of `device` to its driver, at most 512 (2 MiB). In memory that
-    /// the CPU maps they hold zeros (R10). For threads that hold no lock of the device, which is told
+    /// Hands out `1 << order` pages of `device` to its driver, at most 512 (2 MiB). A device that is full
+    /// makes room first, of its coldest pages. In memory that the CPU maps they hold zeros (R10). For threads that hold no lock of the device, which is told
     /// of pages that are freed for this, and of a chunk that is added.
     ///
     /// # Errors
@@ -234,17 +237,12 @@ impl<M: Mmu> Space<M> {
         device: u8,
         order: u32,
     ) -> Result<DevicePages<'_, M>, AllocError> {
-        let memory = self.find_device(device);
-        let memory = memory.ok_or(AllocError::NoSuchDevice)?;
+        self.find_device(device).ok_or(AllocError::NoSuchDevice)?;
         if order > MAX_ORDER {
             return Err(AllocError::Full);
         }
-        let _pass = self.gate.enter_soon(&self.mmu)?;
-        let page = self.alloc(device, order).or_else(|error| {
-            // What was given back may only wait to be freed.
-            memory.free_buried(self.device_stats(device));
-            self.alloc(device, order).map_err(|_| error)
-        })?;
+        let pass = self.gate.enter_soon(&self.mmu)?;
+        let (page, _) = self.alloc_with_room(&pass, device, order..=order, 1)?;
         self.handed_out(DeviceAddr { device, page }, order)
     }
 
@@ -271,10 +269,11 @@ impl<M: Mmu> Space<M> {
         if memory.chunk(chunk).is_none() {
             let _ = memory.add_chunk(chunk, &|len| self.mmu.table(len));
         }
-        let alloc = || memory.alloc_at(at.page, self.device_stats(at.device));
+        let stats = self.device_stats(at.device);
+        let alloc = || memory.alloc_at(at.page, self.stamp(), stats);
         if !alloc() {
             // What was given back may only wait to be freed.
-            memory.free_buried(self.device_stats(at.device));
+            memory.free_buried(stats);
             if !alloc() {
                 return Err(AllocError::Full);
             }

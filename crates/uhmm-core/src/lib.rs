@@ -26,6 +26,7 @@ mod hints;
 pub mod hold;
 #[allow(unsafe_code)]
 pub mod lock;
+mod make_room;
 pub mod map;
 pub mod memory_type;
 pub mod migrate;
@@ -39,10 +40,14 @@ pub mod reclaim;
 pub mod regions;
 mod space;
 pub mod stats;
+mod stay;
 mod store;
 pub mod usage;
+pub mod view;
 pub mod walk;
 
 pub use hold::{DevicePages, PageRef};
 pub use pagemap::{AddChunkError, AllocError};
 pub use space::{MIN_BUDGET_PAGES, Space};
+pub use stay::MIN_STAY;
+pub use view::View;

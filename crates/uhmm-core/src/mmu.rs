@@ -162,6 +162,9 @@ pub trait Mmu: Send + Sync {
     /// return early, without reason.
     fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration);
 
+    /// The time since some moment before the first call. It never goes back.
+    fn now(&self) -> Duration;
+
     /// Wakes every thread in [`Mmu::wait`] on `word`.
     fn wake_waiters(&self, word: &AtomicU64);
 

@@ -19,6 +19,7 @@ use crate::pagemap::{DeviceMemory, MAX_ORDER};
 use crate::protection::Protection;
 use crate::reclaim::Reclaim;
 use crate::stats::{DeviceStats, MAX_DEVICES, Stats};
+use crate::stay::Stamp;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
@@ -174,6 +175,11 @@ impl<M: Mmu> Space<M> {
     pub(crate) fn devices(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
         let slots = (0..).zip(&self.devices);
         slots.filter_map(|(i, slot)| Some((i, slot.get()?)))
+    }
+
+    /// The time now, to stamp pages with.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::of(self.mmu.now())
     }
 
     /// The MMU under this space.

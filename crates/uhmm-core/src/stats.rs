@@ -103,6 +103,8 @@ pub struct Stats {
     pub exclusive_ends: Counter,
     /// Times a device's page table was told that pages change under it.
     pub invalidations: Counter,
+    /// Pages that have left a full device to make room on it.
+    pub pages_evicted: Counter,
     /// Each device, in the order in which they are used.
     pub devices: [DeviceStats; MAX_DEVICES],
 }

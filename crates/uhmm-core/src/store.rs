@@ -17,8 +17,9 @@ pub(crate) type Stored = ArrayVec<Result<DevicePage, CopyInError>, BATCH>;
 impl<M: Mmu> Space<M> {
     /// Hands out pages of `device`, with one reference each that is the caller's.
     pub(crate) fn alloc(&self, device: u8, order: u32) -> Result<DevicePage, AllocError> {
-        let memory = self.device(device);
-        memory.alloc(order, self.device_stats(device), &|len| self.mmu.table(len))
+        let stats = self.device_stats(device);
+        let table = &|len| self.mmu.table(len);
+        self.device(device).alloc(order, self.stamp(), stats, table)
     }
 
     /// Gives a page back that [`Space::alloc`] handed out.

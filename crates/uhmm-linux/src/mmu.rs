@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::slice;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PAGE_SIZE, PageData, PageNo, PageRange};
 use uhmm_core::frames::{BLOCK, Frame, slots_for};
 use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
@@ -102,6 +102,7 @@ pub struct LinuxMmu {
     arenas: [OnceLock<Arena>; MAX_DEVICES],
     stats: Slot,
     exhausted: fn(),
+    built: Instant,
 }
 
 impl LinuxMmu {
@@ -137,6 +138,7 @@ impl LinuxMmu {
             arenas: [const { OnceLock::new() }; MAX_DEVICES],
             stats,
             exhausted,
+            built: Instant::now(),
         };
         mmu.register_slots(mmu.pool.address()..mmu.pool.address() + mmu.pool.len())?;
         mmu.register(mmu.space_range())?;
@@ -674,6 +676,10 @@ impl Mmu for LinuxMmu {
 
     fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
         futex::wait(word, seen, at_most);
+    }
+
+    fn now(&self) -> Duration {
+        self.built.elapsed()
     }
 
     fn wake_waiters(&self, word: &AtomicU64) {

@@ -206,7 +206,7 @@ pub struct Total {
 }
 
 /// What only grows.
-fn events(stats: &Stats) -> [&Counter; 17] {
+fn events(stats: &Stats) -> [&Counter; 18] {
     [
         &stats.first_touch_faults,
         &stats.device_faults,
@@ -218,6 +218,7 @@ fn events(stats: &Stats) -> [&Counter; 17] {
         &stats.busy_pages,
         &stats.reclaim_waits,
         &stats.clean_evictions,
+        &stats.pages_evicted,
         &stats.pins_acquired,
         &stats.pins_released,
         &stats.page_gets,
@@ -255,7 +256,7 @@ fn levels(stats: &Stats) -> impl Iterator<Item = &Counter> {
 }
 
 /// A counter that is in none of the three lists would be lost from the sums.
-const _: () = assert!(size_of::<Stats>() == (17 + 2 + 3 + MAX_DEVICES * 4) * size_of::<Counter>());
+const _: () = assert!(size_of::<Stats>() == (18 + 2 + 3 + MAX_DEVICES * 4) * size_of::<Counter>());
 
 /// Adds what a process counted in its next image.
 fn add_image(to: &Stats, image: &Stats) {

@@ -26,6 +26,8 @@ pub struct SimMmu {
     wakes: Mutex<VecDeque<PageRange>>,
     memory: Mutex<Memory>,
     out_of_memory: AtomicUsize,
+    /// Nanoseconds.
+    clock: AtomicU64,
     waiters: (Mutex<()>, Condvar),
     stats: Stats,
 }
@@ -49,6 +51,7 @@ impl SimMmu {
             wakes: Mutex::default(),
             memory: Mutex::default(),
             out_of_memory: AtomicUsize::new(0),
+            clock: AtomicU64::new(0),
             waiters: Default::default(),
             stats: Stats::default(),
         }
@@ -69,6 +72,11 @@ impl SimMmu {
     /// have at any time. The same seed and the same calls give the same failures.
     pub fn fail_at_random(&self, seed: u64, one_in: u64) {
         lock(&self.failures).at_random(seed, one_in);
+    }
+
+    /// Lets time pass: it stands still by itself.
+    pub fn advance(&self, time: Duration) {
+        self.clock.fetch_add(time.as_nanos() as u64, SeqCst);
     }
 
     /// Ends all failures, planned and random.
@@ -479,6 +487,10 @@ impl Mmu for SimMmu {
         if word.load(SeqCst) as u32 == seen as u32 {
             drop(self.waiters.1.wait_timeout(guard, at_most));
         }
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.clock.load(SeqCst))
     }
 
     fn wake_waiters(&self, _word: &AtomicU64) {

@@ -202,6 +202,10 @@ impl<D: Device> Device for FlakyDevice<D> {
         self.inner.stored_bytes()
     }
 
+    fn address(&self, page: DevicePage) -> Option<u64> {
+        self.inner.address(page)
+    }
+
     fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
         self.inner.add_chunk(first, pages)
     }

@@ -50,6 +50,10 @@ impl<D: Device> Device for Shared<D> {
         self.0.copy_out_batch(copies)
     }
 
+    fn address(&self, page: DevicePage) -> Option<u64> {
+        self.0.address(page)
+    }
+
     fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
         self.0.add_chunk(first, pages)
     }

@@ -73,6 +73,7 @@ pub mod statistics;
 #[cfg(feature = "tracing")]
 mod tracing;
 pub mod typed;
+mod view;
 
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
@@ -85,6 +86,7 @@ pub use region::{Region, RegionError};
 pub use span::{BoundsError, Span};
 pub use statistics::{DeviceStatistics, Statistics};
 pub use typed::{Pod, Slice};
+pub use view::{View, ViewError, Why};
 
 /// The devices that come with the library.
 pub mod devices {

@@ -6,6 +6,7 @@ use crate::claims::{Run, Single};
 use crate::device::Owner;
 use crate::entry::State;
 use crate::frames::{BLOCK, first_slot};
+use crate::gate::Pass;
 use crate::memory_type::MemoryType;
 use crate::mirror::Event;
 use crate::mmu::{Mmu, Stop};
@@ -53,7 +54,7 @@ impl<M: Mmu> Space<M> {
         if !self.range().covers(pages) {
             return Err(MigrateError::NotManaged);
         }
-        let mut hands = self.hands(args.fault_page)?;
+        let mut hands = self.hands(self.pass()?, args.fault_page);
         let mut filling = None;
         let mut at = pages.start;
         while at < pages.end() {
@@ -83,16 +84,17 @@ impl<M: Mmu> Space<M> {
             return Err(MigrateError::DoesNotMigrate);
         }
         let pages: Vec<_> = (0..len).map(|i| first.plus(i)).collect();
-        self.migrate_device_pages(device, &pages)
+        Ok(self.migrate_device_pages(self.pass()?, device, &pages))
     }
 
     /// Begins to migrate the given pages of `device`, in ascending order.
-    pub(crate) fn migrate_device_pages(
-        &self,
+    pub(crate) fn migrate_device_pages<'a>(
+        &'a self,
+        pass: Pass<'a, M>,
         device: u8,
         pages: &[DevicePage],
-    ) -> Result<Migration<'_, M, Unmapped>, MigrateError> {
-        let mut hands = self.hands(None)?;
+    ) -> Migration<'a, M, Unmapped> {
+        let mut hands = self.hands(pass, None);
         for run in pages.chunk_by(|a, b| a.plus(1) == *b) {
             let mut next = 0;
             while next < run.len() {
@@ -103,7 +105,7 @@ impl<M: Mmu> Space<M> {
                 next += hands.collect_device_pages(at, None, run.len() - next);
             }
         }
-        Ok(hands.begun())
+        hands.begun()
     }
 
     /// Migrates one page of memory that the CPU maps to RAM: the form that a long-term pin needs, and
@@ -125,9 +127,13 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    fn hands(&self, fault_page: Option<DeviceAddr>) -> Result<Hands<'_, M>, MigrateError> {
-        let pass = self.gate.enter_soon(&self.mmu);
-        Ok(Hands {
+    /// A pass of the gate for a migration.
+    pub(crate) fn pass(&self) -> Result<Pass<'_, M>, MigrateError> {
+        Ok(self.gate.enter_soon(&self.mmu)?)
+    }
+
+    fn hands<'a>(&'a self, pass: Pass<'a, M>, fault_page: Option<DeviceAddr>) -> Hands<'a, M> {
+        Hands {
             space: self,
             items: Vec::new(),
             fault_page,
@@ -135,8 +141,8 @@ impl<M: Mmu> Space<M> {
             buffers: Vec::new(),
             fences: Vec::new(),
             done: Migrated::default(),
-            _pass: pass?,
-        })
+            pass,
+        }
     }
 }
 

@@ -43,7 +43,7 @@ mod collect;
 mod copy;
 mod finalize;
 
-use crate::addr::{DeviceAddr, PageData, PageNo};
+use crate::addr::{DeviceAddr, DevicePage, PageData, PageNo};
 use crate::claims::Single;
 use crate::device::Owner;
 use crate::entry::State;
@@ -57,7 +57,7 @@ use crate::pagemap::{AllocError, Held, MAX_ORDER, Started};
 use crate::space::Space;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::BitOr;
+use std::ops::{BitOr, RangeInclusive};
 
 pub(crate) use buffers::Buffers;
 pub use collect::MigrateVma;
@@ -218,6 +218,11 @@ struct Item<'a, M: Mmu> {
 }
 
 impl<M: Mmu> Item<'_, M> {
+    /// Whether the page is to migrate, and has no destination.
+    fn wants(&self) -> bool {
+        self.migrate && self.to.is_none()
+    }
+
     fn describe(&self) -> Page {
         let from = match (&self.origin, self.claimed.was()) {
             (_, State::Private(at) | State::Coherent(at)) => From::Device(at),
@@ -249,7 +254,7 @@ struct Hands<'a, M: Mmu> {
     buffers: Vec<Buffer>,
     fences: Vec<Started>,
     done: Migrated,
-    _pass: Pass<'a, M>,
+    pass: Pass<'a, M>,
 }
 
 /// The phase after [`Space::migrate_vma`]: pages are unmapped, and wait for their copies.
@@ -298,17 +303,39 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     }
 
     /// Hands out pages of `device` as the destinations of all pages that have none; runs of pages get
-    /// blocks as large as there are. Returns how many pages have got one.
+    /// blocks as large as there are. A device that is full makes room first, of its coldest pages.
+    /// Returns how many pages have got one.
     ///
     /// # Errors
     /// [`AllocError`] when not one page could be had; nothing is lost, and another device may do.
     pub fn allocate(&mut self, device: u8) -> Result<usize, AllocError> {
         let space = self.hands.space;
+        let pass = self.hands.pass.again();
+        self.allocate_by(device, |orders, rest| {
+            let pages = rest.iter().filter(|item| item.wants()).count();
+            space.alloc_with_room(&pass, device, orders, pages)
+        })
+    }
+
+    /// As [`Migration::allocate`], of what `device` has free.
+    pub(crate) fn allocate_free(&mut self, device: u8) -> Result<usize, AllocError> {
+        let space = self.hands.space;
+        self.allocate_by(device, |orders, _| space.alloc_largest(device, orders))
+    }
+
+    /// Gives blocks of `device` that `alloc` hands out, of one of some orders and for the first of some
+    /// pages.
+    fn allocate_by(
+        &mut self,
+        device: u8,
+        alloc: impl Fn(RangeInclusive<u32>, &[Item<'a, M>]) -> Result<(DevicePage, u32), AllocError>,
+    ) -> Result<usize, AllocError> {
+        let space = self.hands.space;
         let memory = space.memory_type(device);
         if !memory.ok_or(AllocError::NoSuchDevice)?.migrates() {
             return Err(AllocError::DoesNotMigrate);
         }
-        let wants = |item: &Item<'_, M>| item.migrate && item.to.is_none();
+        let wants = Item::wants;
         let (mut next, mut given) = (0, 0);
         while next < self.hands.items.len() {
             let rest = &self.hands.items[next..];
@@ -324,40 +351,37 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
                 .take_while(|(i, item)| wants(item) && item.claimed.page() == start.plus(*i))
                 .count();
             let fits = len.ilog2().min(start.0.trailing_zeros()).min(MAX_ORDER);
-            let block = (0..=fits).rev().find_map(|order| {
-                let page = space.alloc(device, order);
-                page.map(|page| (page, 1 << order)).map_or_else(
-                    |error| (order == 0).then_some(Err(error)),
-                    |block| Some(Ok(block)),
-                )
-            });
-            let (page, len) = match block {
-                Some(Ok(block)) => block,
-                Some(Err(error)) if given == 0 => return Err(error),
-                _ => break,
+            let (page, order) = match alloc(0..=fits, rest) {
+                Ok(block) => block,
+                Err(error) if given == 0 => return Err(error),
+                Err(_) => break,
             };
             let at = DeviceAddr { device, page };
-            for i in 0..len {
+            for i in 0..1 << order {
                 self.hands.items[next + i].to = Some(Destination::Device(at.plus(i)));
             }
-            given += len;
-            next += len;
+            given += 1 << order;
+            next += 1 << order;
         }
         Ok(given)
     }
 
     /// Makes RAM the destination of all pages that have none, and are not there.
     pub fn to_system(&mut self) {
-        for item in &mut self.hands.items {
-            let away = match item.origin {
-                Origin::Device { .. } => true,
-                Origin::Bytes { charged, .. } => !charged,
-                Origin::Hole | Origin::Frame(_) => false,
-            };
-            if item.migrate && item.to.is_none() && away {
-                item.to = Some(Destination::System);
-            }
-        }
+        self.send_to_system(usize::MAX);
+    }
+
+    /// As [`Migration::to_system`], of the first `most` of them; returns of how many.
+    pub(crate) fn send_to_system(&mut self, most: usize) -> usize {
+        let away = |item: &&mut Item<'_, M>| match item.origin {
+            Origin::Device { .. } => item.wants(),
+            Origin::Bytes { charged, .. } => item.wants() && !charged,
+            Origin::Hole | Origin::Frame(_) => false,
+        };
+        let items = self.hands.items.iter_mut().filter(away).take(most);
+        items
+            .map(|item| item.to = Some(Destination::System))
+            .count()
     }
 
     /// Makes a page that the caller was given by [`Space::alloc_device_pages`] the destination of

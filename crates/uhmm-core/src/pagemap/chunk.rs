@@ -2,7 +2,7 @@
 //!
 //! # The word of a page
 //!
-//! | reference count (bits 0..16) | owner (16..62) | meaning |
+//! | reference count (bits 0..16) | owner (16..52) | meaning |
 //! | --- | --- | --- |
 //! | 0 | 0 | free (or never used), or retired: *bad* |
 //! | 0 | other | dead, in the graveyard: `next + 1` of the list of dead pages |
@@ -10,8 +10,11 @@
 //! | 1 | `NOBODY` | held by who allocated it: a migration, or a driver |
 //! | more | either | held by others too: a fault, an eviction, a pin |
 //!
-//! Bit 62 (*bad*): the memory has failed; the page is never handed out again. Bit 63 (*stored*): the
-//! driver has been given the page to keep, and is told when it is free (R4).
+//! Of a page in use, bits 52..61 are the [stamp](crate::stay) of when it was handed out, and bit 61
+//! (*used*) says that somebody has worked with it since the hand of [`crate::make_room`] last came by.
+//! Both are only advice about what is cold. Bit 62 (*bad*): the memory has failed; the page is never
+//! handed out again. Bit 63 (*stored*): the driver has been given the page to keep, and is told when it
+//! is free (R4).
 //!
 //! # The life of the chunk
 //!
@@ -30,14 +33,18 @@
 
 use super::buddy::Buddy;
 use crate::addr::{DevicePage, PageNo};
+use crate::stay::{STAMP_BITS, Stamp};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
 
 const COUNT: u64 = 0xffff;
 const OWNER_SHIFT: u32 = 16;
-const OWNER: u64 = ((1 << 46) - 1) << OWNER_SHIFT;
+// Addresses have 47 bits, and numbers of pages 35.
+const OWNER: u64 = ((1 << 36) - 1) << OWNER_SHIFT;
 /// The owner of a page that no entry names.
 pub(super) const NOBODY: u64 = OWNER >> OWNER_SHIFT;
+const STAMP_SHIFT: u32 = 52;
+const USED: u64 = 1 << (STAMP_SHIFT + STAMP_BITS);
 const BAD: u64 = 1 << 62;
 const STORED: u64 = 1 << 63;
 
@@ -51,6 +58,21 @@ const CHANGING: u8 = 3;
 pub(super) struct Dead {
     pub(super) stored: bool,
     pub(super) bad: bool,
+}
+
+/// What the hand that looks for cold pages has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// A free page.
+    Free,
+    /// A page that somebody holds, or has just been given.
+    Held,
+    /// A page that has not been here for long (R20).
+    Young,
+    /// A page that was used since the hand last came by: it is spared once.
+    Used,
+    /// None of these.
+    Cold,
 }
 
 /// See the module's head.
@@ -96,7 +118,7 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
     }
 
     /// Hands out a block of `1 << order` pages, each with one reference that nobody's entry has.
-    pub(super) fn alloc(&self, order: u32) -> Option<DevicePage> {
+    pub(super) fn alloc(&self, order: u32, now: Stamp) -> Option<DevicePage> {
         let len = 1 << order;
         // The references come before the look at the phase, so that a kill either sees them or is
         // seen.
@@ -111,26 +133,27 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
         };
         let page = self.first.plus(block);
         for i in 0..len {
-            self.begin(page.plus(i));
+            self.begin(page.plus(i), now);
         }
         Some(page)
     }
 
     /// Hands out just `page`.
-    pub(super) fn alloc_at(&self, page: DevicePage) -> bool {
+    pub(super) fn alloc_at(&self, page: DevicePage, now: Stamp) -> bool {
         self.references.fetch_add(1, SeqCst);
         let taken =
             self.phase.load(SeqCst) == ALIVE && self.free.take_at((page.0 - self.first.0) as usize);
         if taken {
-            self.begin(page);
+            self.begin(page, now);
         } else {
             self.references.fetch_sub(1, AcqRel);
         }
         taken
     }
 
-    fn begin(&self, page: DevicePage) {
-        let old = self.word(page).swap(NOBODY << OWNER_SHIFT | 1, AcqRel);
+    fn begin(&self, page: DevicePage, now: Stamp) {
+        let word = now.bits() << STAMP_SHIFT | NOBODY << OWNER_SHIFT | 1;
+        let old = self.word(page).swap(word, AcqRel);
         debug_assert_eq!(old, 0, "{page:?} handed out while in use (R1)");
     }
 
@@ -155,6 +178,7 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
 
     /// The page now is the entry of `owner`'s, which the caller has claimed.
     pub(super) fn set_owner(&self, page: DevicePage, owner: PageNo) {
+        debug_assert!(owner.0 < NOBODY, "{owner:?} is past the end of addresses");
         self.change(page, |word| word & !OWNER | owner.0 << OWNER_SHIFT);
     }
 
@@ -172,6 +196,32 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
     /// Whether the memory of `page` has failed.
     pub(super) fn is_bad(&self, page: DevicePage) -> bool {
         self.word(page).load(Acquire) & BAD != 0
+    }
+
+    /// Somebody works with `page`, if it is in use.
+    pub(super) fn set_used(&self, page: DevicePage) {
+        let use_it = |word: u64| (word & COUNT != 0 && word & USED == 0).then_some(word | USED);
+        let _ = self.word(page).fetch_update(AcqRel, Relaxed, use_it);
+    }
+
+    /// Nobody has, as far as the hand that looks for cold pages knows.
+    pub(super) fn clear_used(&self, page: DevicePage) {
+        self.word(page).fetch_and(!USED, AcqRel);
+    }
+
+    /// What the hand that looks for cold pages meets; `leaves` says of the page that owns one whether it
+    /// could be taken away.
+    pub(super) fn met(&self, page: DevicePage, now: Stamp, leaves: &dyn Fn(PageNo) -> bool) -> Met {
+        let word = self.word(page).load(Acquire);
+        let owner = (word & OWNER) >> OWNER_SHIFT;
+        match word & COUNT {
+            0 => Met::Free,
+            1 if owner == NOBODY || !leaves(PageNo(owner)) => Met::Held,
+            1 if Stamp::from_bits(word >> STAMP_SHIFT).is_young(now) => Met::Young,
+            1 if word & USED != 0 => Met::Used,
+            1 => Met::Cold,
+            _ => Met::Held,
+        }
     }
 
     /// Takes a reference on `page` unless it is free.
@@ -299,6 +349,11 @@ impl<T: Deref<Target = [AtomicU64]>> DevPagemap<T> {
     /// References on the pagemap: pages in use, and one while it is alive. Zero: it may go (R2).
     pub(crate) fn references(&self) -> usize {
         self.references.load(Acquire)
+    }
+
+    /// The page past the last that was ever handed out.
+    pub(super) fn end_of_used(&self) -> DevicePage {
+        self.first.plus(self.free.high_water())
     }
 
     /// The pages that may be in use.

@@ -102,6 +102,10 @@ impl Driver {
         self.stored_bytes.load(Relaxed)
     }
 
+    pub(crate) fn address(&self, page: DevicePage) -> Option<u64> {
+        self.guarded(|device| device.address(page)).flatten()
+    }
+
     pub(crate) fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
         self.guarded(|device| device.add_chunk(first, pages))
             .unwrap_or(false)

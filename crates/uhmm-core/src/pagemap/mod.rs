@@ -20,6 +20,7 @@ mod buddy;
 mod chunk;
 mod driver;
 mod error;
+mod hand;
 
 pub(crate) use chunk::DevPagemap;
 pub use error::{AddChunkError, AllocError};
@@ -28,11 +29,14 @@ use crate::addr::{DeviceId, DevicePage, PageNo};
 use crate::device::{CopyInError, Device, DeviceInfo, Standing};
 use crate::entry::MAX_DEVICE_PAGES;
 use crate::events::{Event, Events};
+use crate::lock::Lock;
 use crate::memory_type::MemoryType;
 use crate::stats::DeviceStats;
+use crate::stay::Stamp;
 pub(crate) use buddy::MAX_ORDER;
 use driver::Driver;
 pub(crate) use driver::Started;
+use hand::Hand;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*, fence};
 use std::sync::{Arc, OnceLock};
@@ -57,6 +61,7 @@ pub(crate) struct DeviceMemory<T> {
     emptying: AtomicUsize,
     /// The first dead page's number plus one, or zero.
     graveyard: AtomicU64,
+    hand: Lock<Hand>,
 }
 
 impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
@@ -82,6 +87,7 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
             suspended: AtomicBool::new(false),
             emptying: AtomicUsize::new(0),
             graveyard: AtomicU64::new(0),
+            hand: Lock::default(),
         };
         match memory.add_chunk(0, table) {
             Ok(_) | Err(AddChunkError::Refused | AddChunkError::NoSuchChunk) => Some(memory),
@@ -174,6 +180,7 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
     pub(crate) fn alloc(
         &self,
         order: u32,
+        now: Stamp,
         stats: &DeviceStats,
         table: &dyn Fn(usize) -> Option<T>,
     ) -> Result<DevicePage, AllocError> {
@@ -184,7 +191,7 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
             return Err(AllocError::Suspended);
         }
         let page = loop {
-            match self.alloc_in_chunks(order) {
+            match self.alloc_in_chunks(order, now) {
                 Some(page) => break page,
                 None => self.grow(stats, table)?,
             }
@@ -199,12 +206,12 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
         Ok(page)
     }
 
-    fn alloc_in_chunks(&self, order: u32) -> Option<DevicePage> {
+    fn alloc_in_chunks(&self, order: u32, now: Stamp) -> Option<DevicePage> {
         let start = self.cursor.load(Relaxed);
         let len = self.chunks.len();
         let mut indices = (0..len).map(|step| (start + step) % len);
         let (index, page) =
-            indices.find_map(|index| Some((index, self.chunk(index)?.alloc(order)?)))?;
+            indices.find_map(|index| Some((index, self.chunk(index)?.alloc(order, now)?)))?;
         self.cursor.store(index, Relaxed);
         Some(page)
     }
@@ -232,9 +239,9 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
     }
 
     /// Hands out just `page`.
-    pub(crate) fn alloc_at(&self, page: DevicePage, stats: &DeviceStats) -> bool {
+    pub(crate) fn alloc_at(&self, page: DevicePage, now: Stamp, stats: &DeviceStats) -> bool {
         let chunk = self.chunk(self.chunk_of(page));
-        if !self.is_open() || !chunk.is_some_and(|chunk| chunk.alloc_at(page)) {
+        if !self.is_open() || !chunk.is_some_and(|chunk| chunk.alloc_at(page, now)) {
             return false;
         }
         stats.pages_peak.raise(stats.pages.add(1));
@@ -292,6 +299,11 @@ impl<T: Deref<Target = [AtomicU64]>> DeviceMemory<T> {
     /// Whether the memory of `page` has failed.
     pub(crate) fn is_bad(&self, page: DevicePage) -> bool {
         self.at(page).is_bad(page)
+    }
+
+    /// Somebody works with `page`, if it is in use: it is not cold.
+    pub(crate) fn set_used(&self, page: DevicePage) {
+        self.at(page).set_used(page);
     }
 
     /// Takes a reference on `page` unless it is free.

@@ -67,7 +67,7 @@ impl<M: Mmu> Space<M> {
     }
 
     /// The devices to store pages on, in order: those that are being emptied come last.
-    fn takers(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
+    pub(crate) fn takers(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
         // Only its driver puts pages into memory that the CPU maps (R13).
         let takes = |memory: &DeviceMemory<M::Table>| {
             memory.memory_type() == MemoryType::Private && memory.is_open()

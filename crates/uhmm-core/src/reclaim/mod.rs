@@ -53,7 +53,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct Pressure {
     /// Below this many available pages the reclaimer starts.
     pub(crate) low: usize,
-    high: usize,
+    /// At so many it stops.
+    pub(crate) high: usize,
     /// Pages that are kept in limbo while there is pressure.
     limbo: usize,
     /// 1 while the reclaimer is wanted or at work.

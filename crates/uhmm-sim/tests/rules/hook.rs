@@ -206,6 +206,10 @@ impl Mmu for HookedMmu {
         kernel(|| self.sim.wait(word, seen, at_most));
     }
 
+    fn now(&self) -> Duration {
+        self.sim.now()
+    }
+
     fn wake_waiters(&self, word: &AtomicU64) {
         kernel(|| self.sim.wake_waiters(word));
     }

@@ -19,6 +19,9 @@ pub const SYSTEM: Select = Select::SYSTEM;
 pub const PRIVATE: Select = Select::DEVICE_PRIVATE;
 pub const COHERENT: Select = Select::DEVICE_COHERENT;
 
+/// The address of a [`Recorder`]'s page 0.
+pub const FIRST_ADDRESS: u64 = 1 << 40;
+
 /// The watched device of the world, to which reclaim pushes.
 pub const WATCHED: u8 = 0;
 
@@ -58,6 +61,7 @@ pub struct Recorder {
     failing_fences: Arc<AtomicUsize>,
     refuses_chunks: AtomicBool,
     full: AtomicBool,
+    addresses: AtomicBool,
     lost: Mutex<HashSet<DevicePage>>,
     retries: AtomicUsize,
 }
@@ -91,6 +95,7 @@ impl Recorder {
             failing_fences: Arc::default(),
             refuses_chunks: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            addresses: AtomicBool::new(false),
             lost: Mutex::default(),
             retries: AtomicUsize::new(0),
         })
@@ -156,6 +161,17 @@ impl Recorder {
     /// The pages that the driver was told are free.
     pub fn freed(&self) -> Vec<DevicePage> {
         lock(&self.kept).freed.clone()
+    }
+
+    /// The device's own program works on a page that it stores.
+    pub fn compute(&self, page: DevicePage, work: impl FnOnce(&mut PageData)) {
+        let mut kept = lock(&self.kept);
+        work(kept.stored.get_mut(&page).expect("a page that is stored"));
+    }
+
+    /// The device has an address for each page.
+    pub fn give_addresses(&self) {
+        self.addresses.store(true, SeqCst);
     }
 
     /// First pages of the chunks that are there, in order.
@@ -268,6 +284,11 @@ impl Device for Recorder {
             copy.result = self.read(copy.page, copy.to);
         }
         self.fences.load(SeqCst).then(|| self.fence(Vec::new()))
+    }
+
+    fn address(&self, page: DevicePage) -> Option<u64> {
+        let given = self.addresses.load(SeqCst);
+        given.then(|| FIRST_ADDRESS + u64::from(page.0) * 4096)
     }
 
     fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {

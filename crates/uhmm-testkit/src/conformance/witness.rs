@@ -157,6 +157,10 @@ impl Device for Witness {
         self.watch_fence(fence)
     }
 
+    fn address(&self, page: DevicePage) -> Option<u64> {
+        self.watch("address", |device| device.address(page))
+    }
+
     fn add_chunk(&self, first: DevicePage, pages: u32) -> bool {
         let added = self.watch("add_chunk", |device| device.add_chunk(first, pages));
         if added && lock(&self.seen).chunks.insert(first, pages).is_some() {
