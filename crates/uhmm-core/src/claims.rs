@@ -12,6 +12,7 @@ use crate::entry::{Claim, State, Word};
 use crate::frames::BLOCK;
 use crate::mmu::Mmu;
 use crate::space::Space;
+use std::cell::OnceCell;
 
 /// Claimed pages in one contiguous run, ended from the front.
 pub(crate) struct Run<'a, M: Mmu> {
@@ -31,6 +32,16 @@ impl<'a, M: Mmu> Run<'a, M> {
         most: usize,
         select: impl Fn(usize, State) -> bool,
     ) -> Self {
+        Self::collect_if(space, start, most, |i, seen| select(i, seen.state()))
+    }
+
+    /// As [`Run::collect`], with all of their words.
+    pub(crate) fn collect_if(
+        space: &'a Space<M>,
+        start: PageNo,
+        most: usize,
+        select: impl Fn(usize, Word) -> bool,
+    ) -> Self {
         let mut run = Self {
             space,
             claims: [const { None }; BLOCK],
@@ -42,8 +53,7 @@ impl<'a, M: Mmu> Run<'a, M> {
         while run.len < most.min(room).min(BLOCK) {
             let page = start.plus(run.len);
             let seen = space.entries.load(page);
-            if seen.state() == State::Migrating || seen.pins() > 0 || !select(run.len, seen.state())
-            {
+            if seen.state() == State::Migrating || seen.pins() > 0 || !select(run.len, seen) {
                 break;
             }
             let Some(claim) = space.entries.claim(page, seen) else {
@@ -75,10 +85,14 @@ impl<'a, M: Mmu> Run<'a, M> {
 
     /// The first `pages` still claimed now are `state`.
     pub(crate) fn settle(&mut self, pages: usize, state: impl Fn(usize) -> State) {
+        let space = self.space;
+        // Asked for once: it takes longer than all the rest.
+        let stamp = OnceCell::new();
         for i in 0..pages {
             let claim = self.claims[self.done].take().expect("a claimed page");
             debug_assert_eq!(claim.page(), self.start.plus(self.done));
-            self.space.entries.settle(claim, state(i), &self.space.mmu);
+            let now = || *stamp.get_or_init(|| space.stamp());
+            space.entries.settle(claim, state(i), now, &space.mmu);
             self.done += 1;
         }
     }
@@ -170,7 +184,10 @@ impl<'a, M: Mmu> Single<'a, M> {
     /// The page now is `state`.
     pub(crate) fn settle(mut self, state: State) {
         if let Some(claim) = self.claim.take() {
-            self.space.entries.settle(claim, state, &self.space.mmu);
+            let space = self.space;
+            space
+                .entries
+                .settle(claim, state, || space.stamp(), &space.mmu);
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
 //! | 5 | duplicate: a device page still has the same bytes (only System) |
 //! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned, and Migrating from these); Exclusive: the mirror that has it |
+//! | 22..31 | System: the [stamp](crate::stay) of when the page came to RAM (R20) |
 //! | 32..64 | Limbo, Exclusive: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
 //!
 //! All that a waiter can wait for is in the low half, which is what a futex compares.
@@ -34,6 +35,7 @@
 
 use crate::addr::{DeviceAddr, DevicePage, FrameNo, PageNo, PageRange};
 use crate::mmu::Mmu;
+use crate::stay::Stamp;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Duration;
@@ -130,6 +132,7 @@ const WANTED: u64 = 1 << 4;
 const DUPLICATE: u64 = 1 << 5;
 const PIN_SHIFT: u32 = 6;
 const PINS: u64 = 0xffff << PIN_SHIFT;
+const STAMP_SHIFT: u32 = 22;
 const MIGRATING: u64 = 6;
 
 /// The most pins that one page can have at a time.
@@ -200,6 +203,16 @@ impl Word {
         } else {
             0
         }
+    }
+
+    /// When the page came to RAM.
+    pub(crate) const fn stamp(self) -> Stamp {
+        Stamp::from_bits(self.0 >> STAMP_SHIFT)
+    }
+
+    /// This word, without a stamp so far, of a page that came to RAM at `now`.
+    const fn stamped(self, now: Stamp) -> Self {
+        Self(self.0 | now.bits() << STAMP_SHIFT)
     }
 
     /// This word with so many pins.
@@ -295,10 +308,21 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         Some(Claim { page, was: seen })
     }
 
-    /// Ends `claim`: the page now is `state`, with the pins that it has. Wakes whoever waited for it.
-    pub(crate) fn settle<M: Mmu>(&self, claim: Claim, state: State, mmu: &M) {
+    /// Ends `claim`: the page now is `state`, with the pins that it has. Wakes whoever waited for it. `now`
+    /// is asked for if the page has come to RAM.
+    pub(crate) fn settle<M: Mmu>(
+        &self,
+        claim: Claim,
+        state: State,
+        now: impl FnOnce() -> Stamp,
+        mmu: &M,
+    ) {
         let word = self.word(claim.page);
-        let settled = Word::of(state);
+        let mut settled = Word::of(state);
+        if let State::System { .. } = state {
+            let was_there = matches!(claim.was(), State::System { .. });
+            settled = settled.stamped(if was_there { claim.was.stamp() } else { now() });
+        }
         self.count(claim.page, claimed_weight(claim.was.0), weight(settled.0));
         let settle = |now| match Word(now).pins() {
             0 => Some(settled.0),
@@ -316,8 +340,8 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
 
     /// Ends `claim`: the page is what it was (R5, R7).
     pub(crate) fn restore<M: Mmu>(&self, claim: Claim, mmu: &M) {
-        let state = claim.was.state();
-        self.settle(claim, state, mmu);
+        let (state, stamp) = (claim.was.state(), claim.was.stamp());
+        self.settle(claim, state, || stamp, mmu);
     }
 
     /// Gives the page its second chance up: clears the referenced bit.

@@ -25,6 +25,7 @@ mod fork;
 mod holds;
 mod lifetimes;
 mod migration;
+mod oversubscribe;
 mod pagemap;
 mod pieces;
 mod pressure;
@@ -57,6 +58,7 @@ const TABLES: &[&[Mutant]] = &[
     duplicates::MUTANTS,
     fork::MUTANTS,
     pressure::MUTANTS,
+    oversubscribe::MUTANTS,
 ];
 
 /// Runs the mutants that `filters` choose (all, if there is none), or only lists them.

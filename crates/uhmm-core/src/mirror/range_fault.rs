@@ -185,7 +185,11 @@ impl<M: Mmu> Space<M> {
             return Err(MirrorError::NotWritable(page));
         }
         let write = permission.write;
-        let device = |at| Look::Is(Mapped::Device { at, write });
+        let device = |at: DeviceAddr| {
+            // The device is about to work with it: it is not cold.
+            self.device(at.device).set_used(at.page);
+            Look::Is(Mapped::Device { at, write })
+        };
         Ok(match self.state(page) {
             State::Poisoned if need.fault => return Err(MirrorError::Poisoned(page)),
             State::Poisoned => Look::Is(Mapped::Error),

@@ -40,7 +40,7 @@ use crate::space::Space;
 use clean::{Cleaned, Queue};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
-use unmap::Hand;
+use unmap::{Hand, SPARED};
 
 /// How long faults wait without any progress before the process is told that it is out of memory:
 /// in tries, each followed by a `PAUSE`.
@@ -210,12 +210,13 @@ impl<M: Mmu> Space<M> {
         if cleaned == Cleaned::Some {
             // Handlers unmap ahead of their faults; where none does, this keeps limbo from drying up.
             if limbo < 2 * BLOCK {
-                self.unmap_block(scratch);
+                self.unmap_block(SPARED, scratch);
             }
             return Step::Cleaned;
         }
         let wants_limbo = self.reclaim.wants_limbo();
-        let unmapped = wants_limbo.then(|| self.unmap_block(scratch)).flatten();
+        let unmapped = wants_limbo.then(|| self.unmap_block(SPARED, scratch));
+        let unmapped = unmapped.flatten();
         let no_room = cleaned == Cleaned::NoRoom || unmapped == Some(false);
         if unmapped == Some(true) && limbo == 0 || no_room && self.shed_duplicates() {
             Step::Unmapped
@@ -232,7 +233,7 @@ impl<M: Mmu> Space<M> {
         };
         // Twice: the first round of the hand takes the second chances away.
         for _ in 0..2 {
-            while self.unmap_block(scratch) == Some(true) {
+            while self.unmap_block(0, scratch) == Some(true) {
                 while !self.reclaim.wants_limbo() && self.clean_block() == Cleaned::Some {}
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::addr::{Home, PageNo};
 use crate::claims::Run;
-use crate::entry::State;
+use crate::entry::{State, Word};
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, first_slot};
 use crate::mirror::Event;
@@ -11,12 +11,18 @@ use crate::protection::Fixed;
 use crate::space::Space;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// How many young pages in a row the hand passes by (R20). Where there are none but young ones, because
+/// the program goes through its budget within the minimum stay, they are taken as they come.
+pub(super) const SPARED: usize = BLOCK;
+
 /// How much one call may do.
 struct Effort<'a> {
     /// Pages that it unmaps.
     pages: usize,
     /// Entries that it looks at.
     look: usize,
+    /// Young pages in a row that it passes by.
+    spare: usize,
     /// For pages of ranges that are not writable: their eviction copies them to a device at once,
     /// which is not for a fault handler (R18).
     scratch: Option<&'a mut Scratch>,
@@ -39,6 +45,8 @@ pub(super) struct Hand {
     filled: usize,
     /// Entries looked at since a page left RAM.
     in_vain: usize,
+    /// Young pages met since the last that was not.
+    spared: usize,
 }
 
 impl Hand {
@@ -48,6 +56,7 @@ impl Hand {
             block: None,
             filled: 0,
             in_vain: 0,
+            spared: 0,
         }
     }
 }
@@ -64,19 +73,22 @@ impl<M: Mmu> Space<M> {
             let effort = Effort {
                 pages: 16,
                 look: 256,
+                spare: SPARED,
                 scratch: None,
             };
             self.unmap_some(&mut hand, effort);
         }
     }
 
-    /// Unmaps up to a block of pages, and leaves the block to be cleaned even if it is not full.
-    /// `false`: there was nothing that could be unmapped. `None`: somebody else is at it.
-    pub(super) fn unmap_block(&self, scratch: &mut Scratch) -> Option<bool> {
+    /// Unmaps up to a block of pages, and leaves the block to be cleaned even if it is not full; passes by
+    /// up to `spare` young pages in a row. `false`: there was nothing that could be unmapped. `None`:
+    /// somebody else is at it.
+    pub(super) fn unmap_block(&self, spare: usize, scratch: &mut Scratch) -> Option<bool> {
         let mut hand = self.reclaim.hand.try_lock()?;
         let effort = Effort {
             pages: BLOCK,
             look: 1 << 15,
+            spare,
             scratch: Some(scratch),
         };
         let done = self.unmap_some(&mut hand, effort);
@@ -106,6 +118,7 @@ impl<M: Mmu> Space<M> {
     /// Finds cold pages and takes them out.
     fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_>) -> Done {
         let range = self.range();
+        let now = self.stamp();
         let (mut wraps, mut looked, mut out) = (0, 0, 0);
         while wraps < 2 && looked < effort.look && out < effort.pages {
             let Some(page) = self.entries.next_mapped(hand.at, range.end()) else {
@@ -116,6 +129,15 @@ impl<M: Mmu> Space<M> {
             hand.at = page.plus(1);
             looked += 1;
             let seen = self.entries.load(page);
+            let young = seen.stamp().is_young(now);
+            if matches!(seen.state(), State::System { .. }) {
+                if young && hand.spared < effort.spare {
+                    hand.spared += 1;
+                    continue;
+                }
+                // Once too many were spared, they are taken until one is met that is not young.
+                hand.spared = if young { hand.spared } else { 0 };
+            }
             match seen.state() {
                 State::System {
                     referenced: true, ..
@@ -126,11 +148,12 @@ impl<M: Mmu> Space<M> {
                     };
                     let room = (BLOCK - hand.filled).min(effort.pages - out);
                     let clean = duplicate.is_some();
-                    let cold = |_, state| {
-                        matches!(state, State::System { referenced: false, duplicate }
+                    let cold = |_, seen: Word| {
+                        matches!(seen.state(), State::System { referenced: false, duplicate }
                             if duplicate.is_some() == clean)
+                            && (young || !seen.stamp().is_young(now))
                     };
-                    let run = Run::collect(self, page, room, cold);
+                    let run = Run::collect_if(self, page, room, cold);
                     out += match duplicate {
                         None => self.unmap(hand, block, run, effort.scratch.as_deref_mut()),
                         Some(_) => self.unmap_clean(hand, block, run),

@@ -461,7 +461,11 @@ fn a_duplicate_makes_room_without_a_copy() {
     }
     assert_eq!(duplicates(&full), 0);
     let more = full.space.stats().pages_to_system.get() - copied;
-    assert_eq!((full.evicted(), more), (8 * 64, 6 * 64));
+    // RAM is short by and by: some have gone to the next device.
+    let onward = (0..CHUNK)
+        .filter(|&page| full.on(page) == Some(NEXT))
+        .count() as u64;
+    assert_eq!((full.evicted(), more + onward), (8 * 64, 6 * 64));
     full.check();
 }
 

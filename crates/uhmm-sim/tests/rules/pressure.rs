@@ -4,6 +4,7 @@ use crate::world::{BASE, BUDGET, World, or_abort, with_reclaimer};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
+use uhmm_core::MIN_STAY;
 use uhmm_core::device::CopyInError;
 use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::reclaim::{PATIENCE, Step};
@@ -164,4 +165,54 @@ fn all_of_limbo_touched_again_leaves_nothing_behind() {
         }
         world.check_invariants();
     }
+}
+
+/// Pages that have just been brought in, in the way of the hand, and colder ones behind them.
+#[test]
+fn r20_reclaim_passes_by_what_has_just_come() {
+    const YOUNG: usize = 60;
+    let world = World::new(4 * BUDGET);
+    world.write_all(YOUNG..440);
+    world.mmu().advance(2 * MIN_STAY);
+    world.write_all(0..YOUNG);
+    let mut scratch = Scratch::default();
+    while world.space.reclaim(&mut scratch) != Step::Idle {}
+    let left = (YOUNG..440).filter(|&page| !world.state(page).is_mapped());
+    assert!(left.count() >= 64);
+    for page in 0..YOUNG {
+        assert!(world.state(page).is_mapped(), "page {page}");
+    }
+    world.check_all();
+    world.check_invariants();
+}
+
+/// A second chance is no new arrival, and neither is a page that was put back.
+#[test]
+fn r20_a_page_grows_old_whatever_is_tried_with_it() {
+    let world = World::new(4 * BUDGET);
+    world.write_all(0..440);
+    world.mmu().advance(2 * MIN_STAY);
+    // The newcomers are behind the others.
+    world.write_all(440..450);
+    drop(
+        world
+            .space
+            .migrate_vma(&crate::rig::args(0, 440, crate::rig::SYSTEM)),
+    );
+    let mut scratch = Scratch::default();
+    while world.space.reclaim(&mut scratch) != Step::Idle {}
+    for page in 440..450 {
+        assert!(world.state(page).is_mapped(), "page {page}");
+    }
+    world.check_all();
+    world.check_invariants();
+}
+
+/// Where all are young, reclaim takes them all the same (R19).
+#[test]
+fn r20_reclaim_takes_young_pages_where_there_are_no_others() {
+    let world = World::new(4 * BUDGET);
+    never_out_of_memory(&world, || world.write_all(0..4 * BUDGET - 1));
+    world.check_all();
+    world.check_invariants();
 }

@@ -19,6 +19,7 @@ mod ranges;
 mod removal;
 mod room;
 mod usage;
+mod views;
 
 use device::{Mood, TestDevice};
 use std::ops::Range;
