@@ -113,9 +113,9 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
     }
     let took = start.elapsed();
-    let stats = space.core().stats();
-    let pages = stats.devices[0].pages_peak.get();
-    let evicted = stats.pages_evicted.get();
+    let stats = space.statistics();
+    let pages = stats.devices[0].pages_peak;
+    let evicted = stats.pages_evicted;
     println!(
         "a device of {pages} pages has worked {PASSES} times on {}",
         MEMORY / 4096

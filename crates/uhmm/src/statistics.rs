@@ -43,6 +43,24 @@ pub struct Statistics {
     pub busy_pages: u64,
     /// Times that a fault had to wait for RAM.
     pub reclaim_waits: u64,
+    /// Pages that have left a full device to make room on it.
+    pub pages_evicted: u64,
+    /// Pins of pages taken, a page each. Equal to those released when nothing is pinned.
+    pub pins_acquired: u64,
+    /// Pins of pages released.
+    pub pins_released: u64,
+    /// References on pages taken, a page each.
+    pub page_gets: u64,
+    /// References on pages given back.
+    pub page_puts: u64,
+    /// Pages that pins or references keep where they are now.
+    pub pinned_pages: u64,
+    /// Pages made exclusive to a device.
+    pub exclusive_pages: u64,
+    /// Exclusive pages given back, or taken from the device.
+    pub exclusive_ends: u64,
+    /// Times that a device's page table was told of a change.
+    pub invalidations: u64,
     /// Each device, in the order in which they were added; removed ones included.
     pub devices: Vec<DeviceStatistics>,
 }
@@ -90,6 +108,15 @@ impl Space {
             poisoned_pages: stats.poisoned_pages.get(),
             busy_pages: stats.busy_pages.get(),
             reclaim_waits: stats.reclaim_waits.get(),
+            pages_evicted: stats.pages_evicted.get(),
+            pins_acquired: stats.pins_acquired.get(),
+            pins_released: stats.pins_released.get(),
+            page_gets: stats.page_gets.get(),
+            page_puts: stats.page_puts.get(),
+            pinned_pages: stats.pinned_pages.get(),
+            exclusive_pages: stats.exclusive_pages.get(),
+            exclusive_ends: stats.exclusive_ends.get(),
+            invalidations: stats.invalidations.get(),
             devices: (0..MAX_DEVICES as u8)
                 .zip(&stats.devices)
                 .map_while(|(device, stats)| self.device_statistics(device, stats))
@@ -148,6 +175,27 @@ impl fmt::Display for Statistics {
             self.busy_pages,
             self.poisoned_pages
         )?;
+        if self.pages_evicted > 0 {
+            write!(
+                f,
+                "\nevicted from full devices: {} pages",
+                self.pages_evicted
+            )?;
+        }
+        if self.pins_acquired + self.page_gets > 0 {
+            write!(
+                f,
+                "\npinned: {} pages; {} pins taken, {} released",
+                self.pinned_pages, self.pins_acquired, self.pins_released
+            )?;
+        }
+        if self.invalidations > 0 {
+            write!(
+                f,
+                "\nmirrors: told {} times; {} pages made exclusive, {} given back",
+                self.invalidations, self.exclusive_pages, self.exclusive_ends
+            )?;
+        }
         self.devices
             .iter()
             .try_for_each(|device| write!(f, "\n{device}"))

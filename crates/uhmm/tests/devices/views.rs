@@ -227,7 +227,8 @@ fn a_view_kept_past_its_range_says_so_and_harms_nobody() {
         let (address, len) = (world.at(8) as usize, 16 * PAGE_SIZE);
         let kept = world.space.view(address, len, FIRST).unwrap();
         let memory = world.space.memory();
-        memory.unmap(address, len).unwrap();
+        // SAFETY: nothing refers to the range.
+        unsafe { memory.unmap(address, len) }.unwrap();
         let gone = ViewError::Gone { pages: 16 };
         assert_eq!(kept.check(), Err(gone));
         assert_eq!(kept.pages().err(), Some(gone));
@@ -235,7 +236,8 @@ fn a_view_kept_past_its_range_says_so_and_harms_nobody() {
         assert!(gone.to_string().contains("release it"));
         // Something else comes to the same address.
         let all = uhmm::memory::Protection::READ | uhmm::memory::Protection::WRITE;
-        memory.map_at(address, len, all, true).unwrap();
+        // SAFETY: nothing is mapped there.
+        unsafe { memory.map_at(address, len, all, true) }.unwrap();
         (8..24).for_each(|page| world.oracle.discard(page));
         world.check_all();
         world.write_all();
