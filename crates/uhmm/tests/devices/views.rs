@@ -20,7 +20,7 @@ struct Computer {
 struct Driver(Arc<Computer>);
 
 impl Computer {
-    fn new(pages: usize) -> Driver {
+    fn make(pages: usize) -> Driver {
         let memory = (0..pages).map(|_| Mutex::new(PageData::ZERO)).collect();
         Driver(Arc::new(Self { memory }))
     }
@@ -62,7 +62,7 @@ impl Device for Driver {
 
 /// A computer of `on_device` pages, and `pages` pages that go there, or to a large device beside it.
 fn computing(on_device: usize, pages: usize) -> (World, Driver) {
-    let driver = Computer::new(on_device);
+    let driver = Computer::make(on_device);
     let devices = vec![
         Box::new(driver.clone()) as Box<dyn Device>,
         device(Private).0,
@@ -174,7 +174,7 @@ fn a_view_of_memory_that_the_cpu_maps_is_shared() {
 fn each_bad_use_has_an_error_of_its_own() {
     let _alone = alone();
     let generic = device(Generic).0;
-    let devices = vec![Box::new(Computer::new(512)) as Box<dyn Device>, generic];
+    let devices = vec![Box::new(Computer::make(512)) as Box<dyn Device>, generic];
     let world = World::within(crate::space(BUDGET, devices), 600);
     let at = |offset: usize| world.address + offset;
     let of = |address, len, device| world.space.view(address, len, device).err();
@@ -262,7 +262,7 @@ impl World {
 #[test]
 fn a_region_lends_itself_to_its_view() {
     let _alone = alone();
-    let driver = Computer::new(1024);
+    let driver = Computer::make(1024);
     let space = crate::space(BUDGET, vec![Box::new(driver.clone())]);
     let mut region = space.region(600 * PAGE_SIZE).unwrap();
     region.as_mut_slice().fill(3);
