@@ -38,13 +38,15 @@ const SHARDS: usize = 16;
 pub(crate) enum Refused {
     /// A fork is going on, and does not end.
     Forking,
-    /// The caller is in a notifier, whose caller may have in its hands what this one would wait for.
+    /// The caller is in a notifier, whose caller may have in its hands what this one would wait for; or
+    /// it has a mirror's table locked, which a notifier may wait for.
     InNotifier,
 }
 
 impl Refused {
     pub(crate) const FORKING: &str = "the process is forking; try again";
-    pub(crate) const IN_NOTIFIER: &str = "called from a notifier, which must not call the space: do it after the notifier has returned";
+    pub(crate) const IN_NOTIFIER: &str =
+        "called from a notifier, or with a mirror's table locked: call the space after that";
 }
 
 /// How long a driver's thread waits for a fork to end.

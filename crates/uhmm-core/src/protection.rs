@@ -58,9 +58,11 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Runs `change`, which changes the protection of `pages`. Devices that have them in a page table of
-    /// their own are told before.
+    /// their own are told before, and what they have alone there is the program's again. From inside the
+    /// gate.
     pub fn change_protection<R>(&self, pages: PageRange, change: impl FnOnce() -> R) -> R {
         let _changing = self.invalidating(pages, Event::Protect);
+        self.end_exclusive_in(pages);
         self.protection.changing.fetch_add(1, SeqCst);
         while self.protection.evicting.load(SeqCst) > 0 {
             std::thread::yield_now();

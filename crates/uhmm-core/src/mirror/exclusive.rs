@@ -7,18 +7,19 @@
 //! | edge | by | with it |
 //! | --- | --- | --- |
 //! | System to Exclusive | a device's thread, `take_exclusive` | claim; other mirrors are told; a slot is reserved; the mirror's sequence is looked at; the frame is moved out; settle |
-//! | Exclusive to System | whoever wants to see the page, `end_exclusive`: a touch, a pin, another device, a remap, a fork, the end of the mirror | claim; the mirror is told, whose lock its device holds while it works there; the frame is moved back; settle |
+//! | Exclusive to System | whoever wants to see the page, `end_exclusive`: a touch, a pin, another device, a change of protection, a remap, a fork, the end of the mirror | claim; the mirror is told, whose lock its device holds while it works there; the frame is moved back; settle |
 //! | Exclusive to None, Poisoned | discard, unmap; memory failure | claim; the mirror is told; the frame is dropped |
 //!
 //! So nobody else reads or writes the frame between the two, and the device is off it before anybody
 //! else sees it (R17). The mirror is told with the claim in hand: who takes its lock after that finds
 //! the page Migrating, and keeps off.
 //!
-//! A fork ends all of it first. Nothing becomes exclusive from then on until the fork is over: who
-//! makes a page so reserves the slot and then looks at the mirror's sequence; the fork makes the
-//! intervals active and then looks for reserved slots. One of the two sees the other.
+//! A fork ends all of it first, and a change of protection all within its range: what a device may do
+//! there may be less from then on. Nothing becomes exclusive until that is over: who makes a page so
+//! counts it, reserves the slot and then looks at the mirror's sequence; who forks makes the intervals
+//! active and then looks for reserved slots. One of the two sees the other.
 
-use super::notifier::{Event, IntervalNotifier, Invalidating, PATIENCE, in_notifier};
+use super::notifier::{Event, IntervalNotifier, Invalidating, PATIENCE, in_notifier, patience};
 use super::{MirrorError, NotifierError};
 use crate::addr::{FrameNo, Home, PageData, PageNo, PageRange};
 use crate::claims::{Run, Single};
@@ -26,7 +27,8 @@ use crate::entry::State;
 use crate::fault::{Outcome, Scratch};
 use crate::mmu::{Mmu, Stop, Tracking};
 use crate::space::Space;
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
+use std::sync::atomic::fence;
 use std::time::Instant;
 
 impl<M: Mmu> Space<M> {
@@ -42,7 +44,7 @@ impl<M: Mmu> Space<M> {
         let mut at = pages.start;
         while at < pages.end() {
             let most = (pages.end().0 - at.0) as usize;
-            let late = start.elapsed() > PATIENCE;
+            let late = start.elapsed() > patience(pages.len);
             match self.state(at) {
                 State::Exclusive { holder, .. } if holder == number => at = at.plus(1),
                 State::Poisoned => return Err(MirrorError::Poisoned(at)),
@@ -99,6 +101,8 @@ impl<M: Mmu> Space<M> {
         self.keep_no_more(len - reserved);
         let len = reserved;
         run.truncate(len);
+        // Pairs with the one in `end_exclusive_in`.
+        fence(SeqCst);
         if notifier.read_retry(sequence) {
             // A fork, or whoever else changes the range, has come first.
             self.pool.moved_out(first, len);
@@ -227,17 +231,21 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Before a fork: devices lose what they have alone (R17), and have to look again at everything
-    /// once the guard is dropped, which keeps them from looking until then. For the forking thread,
-    /// before it closes the gate.
+    /// Ends what devices have alone of `pages`, whose intervals are active.
     ///
     /// What cannot be mapped again within a second has lost its mapping behind our back: then nobody
-    /// can see it, on either side.
-    pub fn begin_fork(&self) -> Invalidating {
-        let forking = self.invalidating(self.range(), Event::Fork);
+    /// can see it.
+    pub(crate) fn end_exclusive_in(&self, pages: PageRange) {
+        // Pairs with the one in `take_run`.
+        fence(SeqCst);
+        if self.kept() == 0 {
+            return;
+        }
         let start = Instant::now();
-        while self.pool.exclusive_frames() > 0 && start.elapsed() <= PATIENCE {
-            for page in self.pool.exclusive_owners() {
+        let within = |page: &PageNo| pages.contains(*page);
+        while self.pool.exclusive_owners().any(|page| within(&page)) && start.elapsed() <= PATIENCE
+        {
+            for page in self.pool.exclusive_owners().filter(within) {
                 if let Some(_pass) = self.gate.enter(&self.mmu) {
                     self.end_exclusive(page);
                 }
@@ -245,6 +253,14 @@ impl<M: Mmu> Space<M> {
                 self.entries.wait(page, &self.mmu);
             }
         }
+    }
+
+    /// Before a fork: devices lose what they have alone (R17), and have to look again at everything
+    /// once the guard is dropped, which keeps them from looking until then. For the forking thread,
+    /// before it closes the gate.
+    pub fn begin_fork(&self) -> Invalidating {
+        let forking = self.invalidating(self.range(), Event::Fork);
+        self.end_exclusive_in(self.range());
         forking
     }
 

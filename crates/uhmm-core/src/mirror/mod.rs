@@ -14,8 +14,12 @@
 //!
 //! While the lock is held, what the table says is so: a notifier waits for it. So it is held for
 //! short, by threads that touch no managed memory but by [`Table::read`] and [`Table::write`], which do
-//! not fault. Whoever holds it must not call the space: the caller of the notifier may have in its
-//! hands what that call would wait for.
+//! not fault. Whoever holds it must not call the space, and is refused as in a notifier: the caller of
+//! the notifier may have in its hands what that call would wait for. So a thread has one table locked
+//! at a time.
+//!
+//! A notifier or a device that panics with the lock held leaves a table that may say anything: the
+//! mirror has failed then, and gives no answers any more.
 
 mod exclusive;
 mod notifier;
@@ -32,13 +36,14 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+pub(crate) use notifier::Notifiers;
+pub use notifier::in_notifier;
 pub use notifier::{
     Event, IntervalNotifier, Invalidating, Invalidation, Notifier, NotifierError, Sequence,
 };
-pub(crate) use notifier::{Notifiers, in_notifier};
 pub use range_fault::{Mapped, Need, Permission, RangeFault};
 
-use notifier::PATIENCE;
+use notifier::{Barred, Interval, patience};
 
 /// A device's page table, as its mirror keeps it.
 pub trait DeviceTable: Send {
@@ -125,21 +130,15 @@ impl From<crate::gate::Refused> for MirrorError {
 /// What the program may do with parts of a range. Parts that are not named are not mapped.
 pub type Permissions = Vec<(PageRange, Permission)>;
 
-/// The notifier of a mirror: the table, behind its lock.
-struct Locked<T>(Mutex<T>);
-
-impl<T> Locked<T> {
-    fn lock(&self) -> MutexGuard<'_, T> {
-        // What panicked was the driver's; the notifier that does so is not called again.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Invalidate<T>(Arc<Locked<T>>);
+/// The notifier of a mirror.
+struct Invalidate<T>(Arc<Mutex<T>>);
 
 impl<T: DeviceTable> Notifier for Invalidate<T> {
     fn invalidate(&self, what: &Invalidation) {
-        self.0.lock().invalidate(what);
+        // Even if the device has panicked: it may have said somewhere else what it has mapped.
+        let table = self.0.lock();
+        let mut table = table.unwrap_or_else(PoisonError::into_inner);
+        table.invalidate(what);
     }
 }
 
@@ -147,15 +146,26 @@ impl<T: DeviceTable> Notifier for Invalidate<T> {
 /// ends its notifier.
 pub struct Mirror<'a, M: Mmu, T> {
     notifier: IntervalNotifier<'a, M>,
-    table: Arc<Locked<T>>,
+    table: Arc<Mutex<T>>,
     owner: Option<Owner>,
 }
 
 /// The table of a mirror, locked: what it says is so for as long as this lives.
 pub struct Table<'a, M: Mmu, T> {
     space: &'a Space<M>,
-    pages: PageRange,
+    interval: &'a Interval,
     table: MutexGuard<'a, T>,
+    _barred: Barred,
+}
+
+/// What [`Mirror::fault_and_lock`] has found.
+pub struct Faulted<'a, M: Mmu, T> {
+    /// The table, locked.
+    pub table: Table<'a, M, T>,
+    /// What the device may map for each page, which is so while the table is locked.
+    pub found: Vec<Mapped>,
+    /// In how many rounds pages had to be faulted in.
+    pub rounds: usize,
 }
 
 impl<M: Mmu> Space<M> {
@@ -170,7 +180,7 @@ impl<M: Mmu> Space<M> {
         owner: Option<Owner>,
         table: T,
     ) -> Result<Mirror<'_, M, T>, NotifierError> {
-        let table = Arc::new(Locked(Mutex::new(table)));
+        let table = Arc::new(Mutex::new(table));
         let invalidate = Box::new(Invalidate(Arc::clone(&table)));
         Ok(Mirror {
             notifier: self.add_notifier(pages, invalidate)?,
@@ -192,10 +202,13 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     /// [`NotifierError::InNotifier`], [`NotifierError::Failed`], [`NotifierError::Removed`].
     pub fn lock(&self) -> Result<Table<'_, M, T>, NotifierError> {
         self.notifier.check()?;
+        // Poisoned: see the module's head.
+        let table = self.table.lock().map_err(|_| NotifierError::Failed)?;
         Ok(Table {
             space: self.notifier.space,
-            pages: self.pages(),
-            table: self.table.lock(),
+            interval: &self.notifier.interval,
+            table,
+            _barred: Barred::new(),
         })
     }
 
@@ -209,10 +222,24 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     pub fn range_fault<R>(
         &self,
         request: &RangeFault<'_>,
-        mut look: impl FnMut(PageRange) -> Result<Permissions, MirrorError>,
+        look: impl FnMut(PageRange) -> Result<Permissions, MirrorError>,
         scratch: &mut Scratch,
         install: impl FnOnce(&mut Table<'_, M, T>, &[Mapped]) -> R,
     ) -> Result<(R, usize), MirrorError> {
+        let mut faulted = self.fault_and_lock(request, look, scratch)?;
+        Ok((install(&mut faulted.table, &faulted.found), faulted.rounds))
+    }
+
+    /// [`Mirror::range_fault`], up to where the table is locked: what is found is so while it is.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub fn fault_and_lock(
+        &self,
+        request: &RangeFault<'_>,
+        mut look: impl FnMut(PageRange) -> Result<Permissions, MirrorError>,
+        scratch: &mut Scratch,
+    ) -> Result<Faulted<'_, M, T>, MirrorError> {
         let pages = request.pages;
         if pages.len == 0 || !self.pages().covers(pages) {
             return Err(MirrorError::NotMirrored);
@@ -224,22 +251,27 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
             let sequence = self.notifier.read_begin()?;
             let allowed = look(pages)?;
             rounds += space.range_fault(request, &allowed, self.owner, scratch, &mut found)?;
-            let mut table = self.lock()?;
+            let table = self.lock()?;
             if !self.notifier.read_retry(sequence) {
-                return Ok((install(&mut table, &found), rounds));
+                return Ok(Faulted {
+                    table,
+                    found,
+                    rounds,
+                });
             }
             drop(table);
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patience(pages.len) {
                 return Err(NotifierError::Busy.into());
             }
         }
     }
 
-    /// Makes pages the device's alone (R17): unmapped, until the program touches them, they are pinned
-    /// or the process forks; then the table is told ([`Event::EndExclusive`]) and the page is the program's again.
-    /// Best effort page by page: pinned pages and pages of devices that the CPU maps stay what they
-    /// are. Calls `install` with the table locked, and for each page whether the device has it alone;
-    /// that holds for as long as the lock. The program must be allowed to write to all of the range.
+    /// Makes pages the device's alone (R17): unmapped, until the program touches them, they are pinned,
+    /// their protection changes or the process forks; then the table is told ([`Event::EndExclusive`])
+    /// and the page is the program's again. Best effort page by page: pinned pages and pages of devices
+    /// that the CPU maps stay what they are. Calls `install` with the table locked, and for each page
+    /// whether the device has it alone; that holds for as long as the lock. The program must be allowed
+    /// to write to all of the range.
     ///
     /// # Errors
     /// [`MirrorError`]; `install` was not called.
@@ -249,20 +281,33 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
         scratch: &mut Scratch,
         install: impl FnOnce(&mut Table<'_, M, T>, &[bool]) -> R,
     ) -> Result<R, MirrorError> {
+        let (mut table, alone) = self.take_and_lock(pages, scratch)?;
+        Ok(install(&mut table, &alone))
+    }
+
+    /// [`Mirror::make_exclusive`], up to where the table is locked.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub fn take_and_lock(
+        &self,
+        pages: PageRange,
+        scratch: &mut Scratch,
+    ) -> Result<(Table<'_, M, T>, Vec<bool>), MirrorError> {
         if pages.len == 0 || !self.pages().covers(pages) {
             return Err(MirrorError::NotMirrored);
         }
         self.notifier
             .space
             .take_exclusive(pages, &self.notifier, scratch)?;
-        let mut table = self.lock()?;
-        let alone: Vec<_> = pages.iter().map(|page| self.has_alone(page)).collect();
-        Ok(install(&mut table, &alone))
+        let table = self.lock()?;
+        let alone = pages.iter().map(|page| table.has_alone(page)).collect();
+        Ok((table, alone))
     }
 
-    /// Whether the device has `page` alone. With the table locked, that lasts as long as the lock.
+    /// Whether the device has `page` alone now.
     pub fn has_alone(&self, page: PageNo) -> bool {
-        self.alone_in(page).is_some()
+        alone_in(self.notifier.space, &self.notifier.interval, page).is_some()
     }
 
     /// Gives the bytes of a page that the device has alone to `with`: nobody else reads or writes them
@@ -275,32 +320,21 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
         page: PageNo,
         with: impl FnOnce(&mut T, &mut PageData) -> R,
     ) -> Result<R, MirrorError> {
-        let mut table = self.lock()?;
-        let space = self.notifier.space;
-        // The lock is held: who ends it waits in the notifier, before the frame is touched.
-        let frame = self.alone_in(page).ok_or(MirrorError::NotInTable(page))?;
-        let (mut with, mut result) = (Some(with), None);
-        let frame = space.pool.claim_limbo(frame);
-        space.mmu.with_frame(&frame, &mut |data| {
-            let with = with.take().expect("called once");
-            result = Some(with(&mut table.table, data));
-        });
-        Ok(result.expect("the frame's bytes were given"))
+        self.lock()?.with_exclusive(page, with)
     }
+}
 
-    /// The slot of the frame of `page`, if the device has it alone.
-    fn alone_in(&self, page: PageNo) -> Option<FrameNo> {
-        let interval = &self.notifier.interval;
-        match self.notifier.space.state(page) {
-            State::Exclusive { frame, holder }
-                if holder == interval.number
-                    && interval.pages.contains(page)
-                    && !interval.is_removed() =>
-            {
-                Some(frame)
-            }
-            _ => None,
+/// The slot of the frame of `page`, if the mirror with this interval has it alone.
+fn alone_in<M: Mmu>(space: &Space<M>, interval: &Interval, page: PageNo) -> Option<FrameNo> {
+    match space.state(page) {
+        State::Exclusive { frame, holder }
+            if holder == interval.number
+                && interval.pages.contains(page)
+                && !interval.is_removed() =>
+        {
+            Some(frame)
         }
+        _ => None,
     }
 }
 
@@ -347,10 +381,36 @@ impl<M: Mmu, T> Table<'_, M, T> {
         Ok(())
     }
 
+    /// Whether the device has `page` alone; that holds for as long as the lock.
+    pub fn has_alone(&self, page: PageNo) -> bool {
+        alone_in(self.space, self.interval, page).is_some()
+    }
+
+    /// Gives the bytes of a page that the device has alone to `with`. See [`Mirror::with_exclusive`].
+    ///
+    /// # Errors
+    /// [`MirrorError::NotInTable`]: the device does not have it alone (any more).
+    pub fn with_exclusive<R>(
+        &mut self,
+        page: PageNo,
+        with: impl FnOnce(&mut T, &mut PageData) -> R,
+    ) -> Result<R, MirrorError> {
+        // The lock is held: who ends it waits in the notifier, before the frame is touched.
+        let frame = alone_in(self.space, self.interval, page);
+        let frame = frame.ok_or(MirrorError::NotInTable(page))?;
+        let frame = self.space.pool.claim_limbo(frame);
+        let (mut with, mut result) = (Some(with), None);
+        self.space.mmu.with_frame(&frame, &mut |data| {
+            let with = with.take().expect("called once");
+            result = Some(with(&mut self.table, data));
+        });
+        Ok(result.expect("the frame's bytes were given"))
+    }
+
     /// A table that was told of everything has no page that is not mapped. One that is in somebody's
     /// hands is mapped still: they wait in the notifier for the lock that we hold.
     fn check_mapped(&self, page: PageNo) -> Result<(), MirrorError> {
-        let mapped = self.pages.contains(page)
+        let mapped = self.interval.pages.contains(page)
             && match self.space.state(page) {
                 State::System { .. } | State::Coherent(_) => true,
                 State::Migrating => self.space.is_present(page),

@@ -38,7 +38,8 @@
 //!
 //! It runs wherever pages change, fault handlers included, and rule R18 holds for it: no allocation,
 //! no managed memory, no lock whose holder may touch missing managed memory, and no long wait. It
-//! must not call the space: every call of that kind is refused ([`Refused::InNotifier`]). One that
+//! must not call the space: every call of that kind is refused ([`Refused::InNotifier`]), and so it is
+//! on a thread that has the table of a mirror locked, which a notifier may be waiting for. One that
 //! panics has failed: it is not called again, and its device gets no answers any more.
 
 use crate::addr::{PageNo, PageRange};
@@ -48,6 +49,7 @@ use crate::mmu::Mmu;
 use crate::space::Space;
 use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*, fence};
@@ -56,14 +58,36 @@ use std::time::{Duration, Instant};
 /// How long a device waits for pages to come to rest, as HMM's drivers in Linux do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
-thread_local! {
-    /// How many notifiers this thread is in.
-    static IN_NOTIFIER: Cell<u32> = const { Cell::new(0) };
+/// The same for so many pages, each of which may have to be brought.
+pub(super) fn patience(pages: usize) -> Duration {
+    PATIENCE + Duration::from_micros(100 * pages as u64)
 }
 
-/// Whether the calling thread is in a notifier.
-pub(crate) fn in_notifier() -> bool {
-    IN_NOTIFIER.get() > 0
+thread_local! {
+    /// How many notifiers this thread is in, and how many tables of mirrors it has locked.
+    static BARRED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether the calling thread is in a notifier, or has a mirror's table locked: then it must not call
+/// the space.
+pub fn in_notifier() -> bool {
+    BARRED.get() > 0
+}
+
+/// The calling thread must not call the space while this lives.
+pub(super) struct Barred(PhantomData<*const ()>);
+
+impl Barred {
+    pub(super) fn new() -> Self {
+        BARRED.set(BARRED.get() + 1);
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Barred {
+    fn drop(&mut self) {
+        BARRED.set(BARRED.get() - 1);
+    }
 }
 
 /// What happens to pages of an interval.
@@ -118,7 +142,7 @@ pub enum NotifierError {
     Failed,
     /// Pages do not come to rest; try again.
     Busy,
-    /// Called from a notifier, which must not call the space.
+    /// Called from a notifier, or with a mirror's table locked: the space must not be called then.
     InNotifier,
 }
 
@@ -166,9 +190,8 @@ impl Interval {
             pages: PageRange::new(start, (end.0 - start.0) as usize),
             event,
         };
-        IN_NOTIFIER.set(IN_NOTIFIER.get() + 1);
+        let _barred = Barred::new();
         let called = catch_unwind(AssertUnwindSafe(|| self.notifier.invalidate(&what)));
-        IN_NOTIFIER.set(IN_NOTIFIER.get() - 1);
         if called.is_err() {
             self.failed.store(true, Release);
         }

@@ -1,7 +1,7 @@
 //! What a device may map for each page of a range, brought there first where that is asked for
 //! (`hmm_range_fault` in Linux).
 
-use super::notifier::{PATIENCE, in_notifier};
+use super::notifier::{in_notifier, patience};
 use super::{MirrorError, NotifierError};
 use crate::addr::{DeviceAddr, PageNo, PageRange};
 use crate::device::Owner;
@@ -149,7 +149,7 @@ impl<M: Mmu> Space<M> {
                         found.push(Mapped::Nothing);
                         whole = false;
                         self.bring_for(page, need, &other, scratch)?;
-                        if start.elapsed() > PATIENCE {
+                        if start.elapsed() > patience(request.pages.len) {
                             return Err(match self.state(page) {
                                 State::None | State::Private(_) if self.pool.available() == 0 => {
                                     MirrorError::NoRam(page)
