@@ -11,6 +11,7 @@ pub use uhmm_core::addr::{DeviceAddr, DeviceId, DevicePage};
 use uhmm_core::device::Device;
 use uhmm_core::evict;
 use uhmm_core::fault::Scratch;
+use uhmm_core::mirror::in_notifier;
 use uhmm_linux::mmu::LinuxMmu;
 
 pub use uhmm_core::evict::StillInUse;
@@ -241,7 +242,8 @@ impl Space {
 
     /// Runs `work` on a thread whose stack is not managed: this one, or another.
     pub(crate) fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        if self.check_stack().is_ok() {
+        // From a notifier the space must not be called: another thread would not be known to be in one.
+        if in_notifier() || self.check_stack().is_ok() {
             return work();
         }
         std::thread::scope(|scope| match scope.spawn(work).join() {

@@ -24,6 +24,8 @@
 
 use crate::build::CoreSpace;
 use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
@@ -54,10 +56,17 @@ pub enum Contents {
 /// Ranges of this many bytes or more start at a multiple of it, as page tables like it.
 const BIG: usize = 2 << 20;
 
+/// How long the lock on the regions is waited for where its holder may wait for us.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The address ranges of a space. See the module's head.
 pub struct Memory {
     core: Arc<CoreSpace>,
     regions: Mutex<Regions>,
+    /// Ranges that nobody has any more and that were pinned then. Locked inside the gate, so that a
+    /// fork finds it free.
+    orphans: Mutex<Vec<PageRange>>,
+    has_orphans: AtomicBool,
 }
 
 /// Everything that a call holds while it works. Dropped in this order.
@@ -74,6 +83,8 @@ impl Memory {
         Self {
             core,
             regions: Mutex::new(Regions::new(ours)),
+            orphans: Mutex::default(),
+            has_orphans: AtomicBool::new(false),
         }
     }
 
@@ -103,6 +114,7 @@ impl Memory {
         if pages == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        self.unmap_orphans();
         let mut call = self.call()?;
         let align = if len >= BIG { BIG / PAGE_SIZE } else { 1 };
         let range = call.regions.take(pages, align, attributes(protection));
@@ -194,7 +206,41 @@ impl Memory {
         self.clear(&mut call, pages)
     }
 
-    /// Makes `pages` free, without access and without contents.
+    /// Unmaps a range that nobody has any more: now, or, where it is pinned, once it is not.
+    ///
+    /// # Safety
+    /// As of [`Memory::unmap`], from now on.
+    pub(crate) unsafe fn abandon(&self, address: usize, len: usize) -> io::Result<()> {
+        let mut call = self.call()?;
+        let pages = self.pages(address, len, &call.regions)?;
+        match self.clear(&mut call, pages) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                self.orphans().push(pages);
+                self.has_orphans.store(true, Release);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Unmaps what was abandoned while it was pinned, and is not any more.
+    pub(crate) fn unmap_orphans(&self) {
+        if !self.has_orphans.load(Acquire) {
+            return;
+        }
+        // While a fork does not end they stay for the next call.
+        if let Ok(mut call) = self.call() {
+            let mut orphans = self.orphans();
+            orphans.retain(|&pages| self.clear(&mut call, pages).is_err());
+            self.has_orphans.store(!orphans.is_empty(), Release);
+        }
+    }
+
+    fn orphans(&self) -> MutexGuard<'_, Vec<PageRange>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `pages` free, without access and without contents. Where they are pinned, nothing changes.
     fn clear(&self, call: &mut Call<'_>, pages: PageRange) -> io::Result<()> {
         call.inside.check_unpinned(pages).map_err(to_io)?;
         let _changing = call.inside.invalidating(pages, Event::Unmap);
@@ -208,7 +254,7 @@ impl Memory {
                 }
                 call.inside.release_device_pages(piece).map_err(to_io)?;
                 self.core.mmu().protect(piece, Protection::empty())?;
-                call.inside.discard(piece).map_err(to_io)?;
+                discard_soon(call, piece)?;
             }
             call.regions.give(piece);
             self.core.events().tell(events::Event::unmapped(piece));
@@ -319,7 +365,6 @@ impl Memory {
     /// The regions within `pages`, with their attributes; waits a bounded time for other threads that are
     /// at the regions, since they may wait for a migration that the caller has in its hands.
     pub(crate) fn pieces(&self, pages: PageRange) -> io::Result<Vec<(PageRange, Attributes)>> {
-        const PATIENCE: Duration = Duration::from_secs(1);
         let start = Instant::now();
         loop {
             let signals = Blocked::all();
@@ -534,6 +579,20 @@ impl Memory {
             if self.core.range().contains(PageNo(page as u64)) {
                 self.core.mmu().touch(PageNo(page as u64));
             }
+        }
+    }
+}
+
+/// Drops pages that were not pinned when the regions were locked. Who has pinned some since then looks
+/// at the regions afterwards, does not get to, and lets go of them.
+fn discard_soon(call: &Call<'_>, pages: PageRange) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match call.inside.discard(pages) {
+            Err(RangeError::Pinned) if start.elapsed() < 2 * PATIENCE => {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            done => return done.map_err(to_io),
         }
     }
 }

@@ -60,26 +60,20 @@ impl From<pin::PinError> for PinError {
 }
 
 /// Pages that stay where they are until this is released or dropped.
-#[derive(Debug)]
 pub struct Pin<'a> {
+    space: &'a Space,
     pages: pin::PinnedPages<'a, LinuxMmu>,
-    address: usize,
-    len: usize,
+    bytes: Range<usize>,
 }
 
 impl Pin<'_> {
-    /// The first byte that was asked for.
-    pub fn address(&self) -> usize {
-        self.address
+    /// The addresses that were asked for. All of the pages that they lie in are pinned.
+    pub fn bytes(&self) -> Range<usize> {
+        self.bytes.clone()
     }
 
-    /// The bytes that were asked for. All of the pages that they lie in are pinned.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing is pinned any more.
-    pub fn is_empty(&self) -> bool {
+    /// Whether it was released.
+    pub fn is_released(&self) -> bool {
         self.pages.pages().len == 0
     }
 
@@ -88,7 +82,23 @@ impl Pin<'_> {
     /// # Errors
     /// [`pin::PinError::Released`]: that was done before.
     pub fn release(&mut self) -> Result<(), PinError> {
-        Ok(self.pages.release()?)
+        self.pages.release()?;
+        // A region may have been dropped meanwhile.
+        self.space.memory().unmap_orphans();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Pin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {:#x?}", self.pages, self.bytes)
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        // Released before: as good.
+        let _ = self.release();
     }
 }
 
@@ -196,9 +206,9 @@ impl Space {
         // From now on the range stays mapped; it may have been unmapped since the look at it.
         accessible()?;
         Ok(Pin {
+            space: self,
             pages,
-            address,
-            len,
+            bytes: address..address + len,
         })
     }
 }

@@ -3,6 +3,7 @@
 use crate::build::Space;
 use crate::memory::Protection;
 use std::fmt;
+use std::io;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
 use uhmm_core::mirror::{Permission, Permissions};
@@ -24,7 +25,7 @@ pub enum RangeError {
     NoAccess,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
-    /// Called from a notifier, which must not call the space.
+    /// Called from a notifier, or with a mirror's table locked: the space must not be called then.
     InNotifier,
     /// Some of the range is pinned: it is neither dropped nor moved until the pins are released.
     Pinned,
@@ -60,6 +61,14 @@ impl From<error::RangeError> for RangeError {
     }
 }
 
+/// Why the regions cannot be looked at.
+fn refused(error: io::Error) -> RangeError {
+    match error.kind() {
+        io::ErrorKind::Deadlock => RangeError::InNotifier,
+        _ => RangeError::Forking,
+    }
+}
+
 impl Space {
     /// The pages of a range all of which is mapped in this space; with `accessible`, and which the
     /// program may touch.
@@ -71,7 +80,7 @@ impl Space {
     ) -> Result<PageRange, RangeError> {
         let pages = self.page_range(address, len)?;
         let pieces = self.memory().pieces(pages);
-        let pieces = pieces.map_err(|_| RangeError::Forking)?;
+        let pieces = pieces.map_err(refused)?;
         if pieces.iter().any(|(_, attributes)| attributes.foreign) {
             return Err(RangeError::Foreign);
         }
@@ -103,7 +112,7 @@ impl Space {
     /// What the program may do with the parts of `pages` that are mapped in this space.
     pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
         let pieces = self.memory().pieces(pages);
-        let pieces = pieces.map_err(|_| RangeError::Forking)?;
+        let pieces = pieces.map_err(refused)?;
         let ours = pieces.into_iter().filter(|(_, is)| !is.foreign);
         let allowed = ours.map(|(piece, is)| {
             let protection = Protection::from_bits_retain(is.protection);

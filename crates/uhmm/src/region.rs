@@ -78,7 +78,7 @@ impl Space {
     }
 }
 
-/// A range of managed memory; unmapped when dropped.
+/// A range of managed memory; unmapped when dropped, or once nothing of it is pinned any more.
 pub struct Region {
     span: Span,
 }
@@ -172,10 +172,13 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let memory = self.space().memory();
-        // Fails only while a fork does not end; then the range stays mapped, unused.
+        // Fails only while a fork does not end, or in a notifier; then the range stays mapped, unused.
         // SAFETY: the range is this region's, and what is borrowed of it ends before it does.
-        let _ = unsafe { memory.unmap(self.span.address(), self.len()) };
+        let _ = unsafe {
+            self.space()
+                .memory()
+                .abandon(self.span.address(), self.len())
+        };
     }
 }
 
