@@ -1,0 +1,148 @@
+//! A page table in software, and a device that reads and writes by it.
+
+use super::told::pieces;
+use super::{DeviceTable, Invalidation, Mapped, Mirror, MirrorError, Need, Table};
+use crate::device_memory::DeviceAddr;
+use std::ops::Range;
+use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE};
+
+/// What a device may map, page by page, over one range.
+#[derive(Debug)]
+pub struct PageTable {
+    address: usize,
+    entries: Box<[Mapped]>,
+}
+
+impl PageTable {
+    /// An empty table for `len` bytes at `address`, which begin and end on a page.
+    ///
+    /// # Panics
+    /// They do not.
+    pub fn new(address: usize, len: usize) -> Self {
+        assert!(
+            address.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE),
+            "a page table covers whole pages"
+        );
+        Self {
+            address,
+            entries: vec![Mapped::Nothing; len / PAGE_SIZE].into(),
+        }
+    }
+
+    fn entry(&mut self, address: usize) -> Option<&mut Mapped> {
+        let offset = address.checked_sub(self.address)?;
+        self.entries.get_mut(offset >> PAGE_SHIFT)
+    }
+
+    /// What the table says of the page at `address`.
+    pub fn at(&self, address: usize) -> Mapped {
+        let offset = address.checked_sub(self.address);
+        let entry = offset.and_then(|offset| self.entries.get(offset >> PAGE_SHIFT));
+        entry.copied().unwrap_or(Mapped::Nothing)
+    }
+
+    /// Writes what was found for the pages from `address` on.
+    pub fn set(&mut self, address: usize, found: &[Mapped]) {
+        for (i, &mapped) in found.iter().enumerate() {
+            if let Some(entry) = self.entry(address + i * PAGE_SIZE) {
+                *entry = mapped;
+            }
+        }
+    }
+}
+
+impl DeviceTable for PageTable {
+    fn invalidate(&mut self, what: &Invalidation) {
+        for page in what.pages() {
+            if let Some(entry) = self.entry(page) {
+                *entry = Mapped::Nothing;
+            }
+        }
+    }
+}
+
+/// A device that reads and writes through a table in software, faulting as it goes. `own` is how it
+/// reaches a page of its private memory; it runs with the table locked.
+impl Mirror<'_, PageTable> {
+    /// Reads bytes the way a device does: from where its table says they are. `own` copies from the
+    /// device's own memory: page, offset, to where. Returns in how many rounds pages had to be faulted
+    /// in.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; what `to` holds then is not used.
+    pub fn read(
+        &self,
+        address: usize,
+        to: &mut [u8],
+        mut own: impl FnMut(DeviceAddr, usize, &mut [u8]),
+    ) -> Result<usize, MirrorError> {
+        self.each_page(address, to.len(), Need::READ, |table, at, part, mapped| {
+            let to = &mut to[part];
+            match (table.read(at, to), mapped) {
+                (Err(_), Mapped::Device { at: page, .. }) => own(page, at % PAGE_SIZE, to),
+                (done, _) => done?,
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes bytes the way a device does. `own` copies to the device's own memory: page, offset, from
+    /// where.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; pages before the one that cannot be had have been written.
+    pub fn write(
+        &self,
+        address: usize,
+        from: &[u8],
+        mut own: impl FnMut(DeviceAddr, usize, &[u8]),
+    ) -> Result<usize, MirrorError> {
+        let len = from.len();
+        self.each_page(address, len, Need::WRITE, |table, at, part, mapped| {
+            let from = &from[part];
+            match (table.write(at, from), mapped) {
+                (Err(_), Mapped::Device { at: page, .. }) => own(page, at % PAGE_SIZE, from),
+                (done, _) => done?,
+            }
+            Ok(())
+        })
+    }
+
+    /// Uses the table's entry for each page of a range of bytes, which is filled first where it does
+    /// not do for `need`: address, place in the range, and what the entry says.
+    fn each_page(
+        &self,
+        address: usize,
+        len: usize,
+        need: Need,
+        mut with: impl FnMut(
+            &mut Table<'_, PageTable>,
+            usize,
+            Range<usize>,
+            Mapped,
+        ) -> Result<(), MirrorError>,
+    ) -> Result<usize, MirrorError> {
+        let does = |mapped| match mapped {
+            Mapped::Ram { write } | Mapped::Device { write, .. } => write || !need.write,
+            Mapped::Nothing | Mapped::Error => false,
+        };
+        let mut rounds = 0;
+        for (at, part) in pieces(address, len) {
+            let mut table = self.lock()?;
+            let mapped = table.at(at);
+            if does(mapped) {
+                with(&mut table, at, part, mapped)?;
+                continue;
+            }
+            drop(table);
+            let page = at - at % PAGE_SIZE;
+            let (done, more) = self.range_fault(page, PAGE_SIZE, need, &[], |table, found| {
+                table.set(page, found);
+                with(table, at, part, found[0])
+            })?;
+            done?;
+            rounds += more;
+        }
+        Ok(rounds)
+    }
+}

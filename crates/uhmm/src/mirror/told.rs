@@ -1,0 +1,110 @@
+//! What happens to pages, told by address: the core knows pages by numbers of its own.
+
+use crate::range::RangeError;
+use std::ops::{Deref, DerefMut, Range};
+use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE, PageNo, PageRange};
+use uhmm_core::mirror::{self, Event};
+
+/// What a notifier is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidation {
+    /// The first byte, on a page.
+    pub address: usize,
+    /// Bytes: whole pages, all within the notifier's range.
+    pub len: usize,
+    /// What happens to them.
+    pub event: Event,
+}
+
+impl Invalidation {
+    /// The address of each page.
+    pub fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.address..self.address + self.len).step_by(PAGE_SIZE)
+    }
+}
+
+/// A device's page table, as its mirror keeps it.
+pub trait DeviceTable: Send {
+    /// Forgets what the table says of the pages that `what` names. See [`Notifier`] for what it may do.
+    fn invalidate(&mut self, what: &Invalidation);
+}
+
+/// Somebody who must know before pages change. It runs wherever pages change, fault handlers included:
+/// so it allocates nothing, touches no managed memory, takes no lock whose holder may do so, waits for
+/// nothing that takes long, and does not call the space. One that panics has failed: it is not called
+/// again, and its device gets no answers any more.
+pub trait Notifier: Send + Sync {
+    /// The pages that `what` names are about to change: nothing may be read or written there by what
+    /// was known of them once this has returned.
+    fn invalidate(&self, what: &Invalidation);
+}
+
+/// Where a mirrored range is, by address and by the core's numbers of its pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) address: usize,
+    pub(super) pages: PageRange,
+}
+
+impl Place {
+    /// The page that holds `address`, which is in the range.
+    pub(super) fn page(self, address: usize) -> Result<PageNo, RangeError> {
+        let offset = address.checked_sub(self.address);
+        let page = offset.map(|offset| self.pages.start.plus(offset >> PAGE_SHIFT));
+        page.filter(|page| self.pages.contains(*page))
+            .ok_or(RangeError::Foreign)
+    }
+
+    fn told(self, what: &mirror::Invalidation) -> Invalidation {
+        let before = (what.pages.start.0 - self.pages.start.0) as usize;
+        Invalidation {
+            address: self.address + before * PAGE_SIZE,
+            len: what.pages.bytes(),
+            event: what.event,
+        }
+    }
+}
+
+/// A table, or a notifier, that is told by address.
+pub struct Told<T> {
+    pub(super) place: Place,
+    pub(super) table: T,
+}
+
+impl<T: DeviceTable> mirror::DeviceTable for Told<T> {
+    fn invalidate(&mut self, what: &mirror::Invalidation) {
+        self.table.invalidate(&self.place.told(what));
+    }
+}
+
+impl mirror::Notifier for Told<Box<dyn Notifier>> {
+    fn invalidate(&self, what: &mirror::Invalidation) {
+        self.table.invalidate(&self.place.told(what));
+    }
+}
+
+impl<T> Deref for Told<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.table
+    }
+}
+
+impl<T> DerefMut for Told<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.table
+    }
+}
+
+/// The parts of a range of bytes that lie in one page each: address, and place in the range.
+pub(super) fn pieces(address: usize, len: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = address + done;
+        let part = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
+        let range = done..done + part;
+        done += part;
+        (part > 0).then_some((at, range))
+    })
+}
