@@ -211,17 +211,23 @@ impl<M: Mmu> View<'_, M> {
     /// # Errors
     /// [`ViewError::Gone`].
     pub fn check(&self) -> Result<(), ViewError> {
-        let memory = self.space.device(self.device);
+        let space = self.space;
         let is_gone = |(page, held): &(PageNo, &PageRef<'_, M>)| {
-            let at = held.at();
-            match self.space.state(*page) {
-                State::Private(now) | State::Coherent(now) => now != at,
-                // Somebody looks whether it can be taken.
-                State::Migrating => memory.owner(at.page) != Some(*page),
+            // Somebody looks whether it can be taken, or what comes in its place is on its way.
+            let settled = || Some(space.state(*page)).filter(|state| *state != State::Migrating);
+            let state = (0..NAPS).find_map(|_| {
+                settled().or_else(|| {
+                    space.entries.wait(*page, &space.mmu);
+                    None
+                })
+            });
+            state.is_some_and(|state| match state {
+                State::Private(now) | State::Coherent(now) => now != held.at(),
                 _ => true,
-            }
+            })
         };
-        match self.pages.iter().zip(&self.held).filter(is_gone).count() {
+        let gone = self.pages.iter().zip(&self.held).filter(is_gone);
+        match gone.count() {
             0 => Ok(()),
             pages => Err(ViewError::Gone { pages }),
         }

@@ -108,14 +108,14 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     for pass in 0..PASSES {
         sum = 0;
         for first in (0..MEMORY).step_by(BLOCK) {
-            let view = region.view_part(first..first + BLOCK, ACCELERATOR)?;
+            let view = region.view(first..first + BLOCK, ACCELERATOR)?;
             sum += accelerator.launch(&view.pages()?, pass);
         }
     }
     let took = start.elapsed();
-    let stats = space.statistics();
-    let pages = stats.devices[0].pages_peak;
-    let evicted = stats.pages_evicted;
+    let statistics = space.statistics();
+    let pages = statistics.devices[0].pages_peak;
+    let evicted = statistics.pages_evicted;
     println!(
         "a device of {pages} pages has worked {PASSES} times on {}",
         MEMORY / 4096

@@ -26,6 +26,7 @@
 //! | have memory | [`Space::slice`] for [plain old data](typed), [`Space::region`] for bytes; both are unmapped when they are dropped |
 //! | name a part of it | [`Slice::range`], [`Region::range`]: a [`Span`], which says where its pages are, and sends them elsewhere |
 //! | move pages | [`Span::migrate`], [`Region::migrate`] to a [`Place`]; drivers take a migration through its phases with [`Space::migrate_vma`] |
+//! | run a kernel of a device on it | [`Region::view`], [`Slice::view`], [`Span::view`]: on the device, all of it, until the [`View`] is dropped |
 //! | say how it is used | [`Span::read_mostly`] |
 //! | see how it fares | [`Space::statistics`]: counters as plain values, and a few lines for people |
 //! | hear what happens | [`Space::events`]: devices, migrations, lost pages, pressure, as they come |

@@ -35,6 +35,8 @@ pub struct Statistics {
     pub pages_to_system: u64,
     /// Pages pushed out without a copy, because a device had their bytes.
     pub clean_evictions: u64,
+    /// Pages that have left a full device to make room on it.
+    pub pages_evicted: u64,
     /// Pages in RAM now of which a device still has the same bytes.
     pub duplicate_pages: u64,
     /// Pages lost, each of them reported to whoever touches it.
@@ -43,8 +45,6 @@ pub struct Statistics {
     pub busy_pages: u64,
     /// Times that a fault had to wait for RAM.
     pub reclaim_waits: u64,
-    /// Pages that have left a full device to make room on it.
-    pub pages_evicted: u64,
     /// Pins of pages taken, a page each. Equal to those released when nothing is pinned.
     pub pins_acquired: u64,
     /// Pins of pages released.
@@ -104,11 +104,11 @@ impl Space {
             pages_to_device: stats.pages_to_device.get(),
             pages_to_system: stats.pages_to_system.get(),
             clean_evictions: stats.clean_evictions.get(),
+            pages_evicted: stats.pages_evicted.get(),
             duplicate_pages: stats.duplicate_pages.get(),
             poisoned_pages: stats.poisoned_pages.get(),
             busy_pages: stats.busy_pages.get(),
             reclaim_waits: stats.reclaim_waits.get(),
-            pages_evicted: stats.pages_evicted.get(),
             pins_acquired: stats.pins_acquired.get(),
             pins_released: stats.pins_released.get(),
             page_gets: stats.page_gets.get(),
@@ -168,20 +168,14 @@ impl fmt::Display for Statistics {
         )?;
         write!(
             f,
-            "pages: {} to devices, {} out without a copy, {} to RAM; {} busy, {} lost",
+            "pages: {} to devices, {} out without a copy, {} to RAM, {} off full devices; {} busy, {} lost",
             self.pages_to_device,
             self.clean_evictions,
             self.pages_to_system,
+            self.pages_evicted,
             self.busy_pages,
             self.poisoned_pages
         )?;
-        if self.pages_evicted > 0 {
-            write!(
-                f,
-                "\nevicted from full devices: {} pages",
-                self.pages_evicted
-            )?;
-        }
         if self.pins_acquired + self.page_gets > 0 {
             write!(
                 f,

@@ -6,7 +6,7 @@
 //! # let space = Builder::new(64 << 20).build()?;
 //! let mut region = space.region(16 << 20)?;
 //! region.as_mut_slice().fill(1);
-//! let view = region.view(DeviceId(0))?;
+//! let view = region.view(.., DeviceId(0))?;
 //! launch(&view.pages()?);
 //! drop(view);
 //! let sum: u64 = region.as_slice().iter().map(|&byte| u64::from(byte)).sum();
@@ -17,9 +17,11 @@ use crate::build::Space;
 use crate::device_memory::DeviceId;
 use crate::range::RangeError;
 use crate::region::Region;
+use crate::span::{BoundsError, Span};
+use crate::typed::{Pod, Slice};
 use std::fmt;
-use std::ops::Range;
-use uhmm_core::addr::{DevicePage, PAGE_SIZE};
+use std::ops::RangeBounds;
+use uhmm_core::addr::DevicePage;
 use uhmm_core::view;
 use uhmm_linux::mmu::LinuxMmu;
 
@@ -30,6 +32,8 @@ pub use uhmm_core::view::Why;
 pub enum ViewError {
     /// Something is wrong with the range.
     Range(RangeError),
+    /// The range names no part of the region or the slice.
+    Bounds(BoundsError),
     /// The space has no such device.
     NoSuchDevice,
     /// The device's memory is of a type that does not migrate.
@@ -67,6 +71,7 @@ impl fmt::Display for ViewError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let core = match *self {
             Self::Range(error) => return error.fmt(f),
+            Self::Bounds(error) => return error.fmt(f),
             Self::NoSuchDevice => view::ViewError::NoSuchDevice,
             Self::DoesNotMigrate => view::ViewError::DoesNotMigrate,
             Self::TooLarge { pages, capacity } => view::ViewError::TooLarge { pages, capacity },
@@ -93,6 +98,12 @@ impl std::error::Error for ViewError {}
 impl From<RangeError> for ViewError {
     fn from(error: RangeError) -> Self {
         Self::Range(error)
+    }
+}
+
+impl From<BoundsError> for ViewError {
+    fn from(error: BoundsError) -> Self {
+        Self::Bounds(error)
     }
 }
 
@@ -194,8 +205,9 @@ impl Space {
     /// Makes a range resident on a device, all of it, and holds it there. A device that is full makes
     /// room of what is coldest on it.
     ///
-    /// The range may be unmapped while there is a view: then the view says so ([`ViewError::Gone`]).
-    /// [`Region::view`] leaves that to the compiler.
+    /// The program may go on using the range, and unmap it: then the view says so ([`ViewError::Gone`]).
+    /// What the device writes is seen by whoever reads there, as with any memory that hardware writes to:
+    /// let nobody have a slice of it. [`Region::view`] leaves both to the compiler.
     ///
     /// # Errors
     /// [`ViewError`]; nothing is held then. What has moved has moved.
@@ -212,30 +224,46 @@ impl Space {
 }
 
 impl Region {
-    /// All of it, resident on a device: see [`View`].
+    /// The pages of a part of it, in bytes, resident on a device: see [`View`].
     ///
     /// # Errors
     /// [`ViewError`].
-    pub fn view(&mut self, device: DeviceId) -> Result<View<'_>, ViewError> {
-        self.view_part(0..self.len(), device)
-    }
-
-    /// A part of it, in bytes from its beginning, that begins and ends on a page.
-    ///
-    /// # Errors
-    /// [`ViewError`].
-    pub fn view_part(
+    pub fn view(
         &mut self,
-        part: Range<usize>,
+        bytes: impl RangeBounds<usize>,
         device: DeviceId,
     ) -> Result<View<'_>, ViewError> {
-        if part.start > part.end || part.end > self.len() {
-            return Err(RangeError::Foreign.into());
-        }
-        if !part.start.is_multiple_of(PAGE_SIZE) {
-            return Err(RangeError::Unaligned.into());
-        }
-        let address = self.as_ptr() as usize + part.start;
-        self.space().view(address, part.len(), device)
+        let span = self.range(bytes)?.pages();
+        self.space().view(span.address(), span.len(), device)
+    }
+}
+
+impl<T: Pod> Slice<T> {
+    /// The pages of some elements, resident on a device: see [`View`]. A page may have other elements
+    /// beside them.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn view(
+        &mut self,
+        elements: impl RangeBounds<usize>,
+        device: DeviceId,
+    ) -> Result<View<'_>, ViewError> {
+        let span = self.range(elements)?.pages();
+        self.region()
+            .space()
+            .view(span.address(), span.len(), device)
+    }
+}
+
+impl Span {
+    /// Its pages, resident on a device, while the program may go on using the memory: see
+    /// [`Space::view`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
+        let pages = self.pages();
+        self.space().view(pages.address(), pages.len(), device)
     }
 }

@@ -168,3 +168,22 @@ fn a_device_is_removed_and_nothing_is_lost() {
     let text = include_str!("../examples/device_removal.rs");
     assert!(text.lines().count() < 100);
 }
+
+#[test]
+fn a_small_device_works_on_sixteen_times_its_size() {
+    let output = output_of("oversubscribe");
+    let lines: Vec<_> = output.lines().collect();
+    let [device, evicted, checked] = lines[..] else {
+        panic!("{output}");
+    };
+    let [on_device, passes, pages] = numbers(device)[..] else {
+        panic!("{device}");
+    };
+    assert_eq!(pages, 16 * on_device, "{device}");
+    // All but what is on it at the end has left again, in each pass.
+    assert!(
+        numbers(evicted)[0] >= passes * pages - on_device,
+        "{evicted}"
+    );
+    assert!(checked.starts_with("0 words are wrong"), "{checked}");
+}

@@ -250,8 +250,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a view does not see that its pages are gone",
         edits: &[edit(
             VIEW,
-            "State::Private(now) | State::Coherent(now) => now != at,\n",
-            "State::Private(now) | State::Coherent(now) => now != at,\n                State::None | State::System { .. } => false,\n",
+            "State::Private(now) | State::Coherent(now) => now != held.at(),\n",
+            "State::Private(now) | State::Coherent(now) => now != held.at(),\n                State::None | State::System { .. } => false,\n",
         )],
         tests: rules("a_view_kept_past_its_range"),
     },

@@ -3,6 +3,7 @@
 use crate::hook::HookedMmu;
 use crate::rig::{CHUNK, Call, FIRST_ADDRESS, Recorder, Three, Was, args, migrated, number, small};
 use crate::rig::{DEVICE_COHERENT, DEVICE_PRIVATE, PRIVATE, SYSTEM};
+use crate::watcher;
 use crate::world::{BUDGET, World, or_abort, touch, with_reclaimer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -482,6 +483,20 @@ fn a_removal_waits_for_views() {
         three.check_all();
         three.check_invariants();
     }
+}
+
+/// What another device has for itself alone comes back before the view sees it (R17).
+#[test]
+fn r17_a_view_ends_exclusive_access() {
+    let three = Three::new(1024);
+    three.write_all(0..8);
+    let (_, other) = watcher::device(&three.space, 0, 8);
+    assert_eq!(watcher::alone(&other, 2, 3), Ok(vec![true; 3]));
+    let view = view(&three, DEVICE_PRIVATE, 0, 8);
+    assert!((0..8).all(|page| !other.has_alone(number(page))));
+    drop((view, other));
+    three.check_all();
+    three.check_invariants();
 }
 
 /// A device that dies while a view is made.

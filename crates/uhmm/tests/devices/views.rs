@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 use uhmm::device::{CopyInError, CopyOutError, Device, DeviceInfo, DevicePage, PageData};
-use uhmm::{PinFlags, Place, RangeError, RemoveError, View, ViewError, Why};
+use uhmm::{BoundsError, PinFlags, Place, RangeError, RemoveError, View, ViewError, Why};
 use uhmm_core::addr::PAGE_SIZE;
 use uhmm_core::memory_type::MemoryType::{Coherent, Generic, Private};
 use uhmm_testkit::Rng;
@@ -20,7 +20,7 @@ struct Computer {
 struct Driver(Arc<Computer>);
 
 impl Computer {
-    fn make(pages: usize) -> Driver {
+    fn driver(pages: usize) -> Driver {
         let memory = (0..pages).map(|_| Mutex::new(PageData::ZERO)).collect();
         Driver(Arc::new(Self { memory }))
     }
@@ -62,7 +62,7 @@ impl Device for Driver {
 
 /// A computer of `on_device` pages, and `pages` pages that go there, or to a large device beside it.
 fn computing(on_device: usize, pages: usize) -> (World, Driver) {
-    let driver = Computer::make(on_device);
+    let driver = Computer::driver(on_device);
     let devices = vec![
         Box::new(driver.clone()) as Box<dyn Device>,
         device(Private).0,
@@ -174,7 +174,7 @@ fn a_view_of_memory_that_the_cpu_maps_is_shared() {
 fn each_bad_use_has_an_error_of_its_own() {
     let _alone = alone();
     let generic = device(Generic).0;
-    let devices = vec![Box::new(Computer::make(512)) as Box<dyn Device>, generic];
+    let devices = vec![Box::new(Computer::driver(512)) as Box<dyn Device>, generic];
     let world = World::within(crate::space(BUDGET, devices), 600);
     let at = |offset: usize| world.address + offset;
     let of = |address, len, device| world.space.view(address, len, device).err();
@@ -227,8 +227,8 @@ fn a_view_kept_past_its_range_says_so_and_harms_nobody() {
         let (address, len) = (world.at(8) as usize, 16 * PAGE_SIZE);
         let kept = world.space.view(address, len, FIRST).unwrap();
         let memory = world.space.memory();
-        // SAFETY: nothing refers to the range.
-        unsafe { memory.unmap(address, len) }.unwrap();
+        // SAFETY: nobody reads there until something else is mapped.
+        unsafe { memory.unmap(address, len).unwrap() };
         let gone = ViewError::Gone { pages: 16 };
         assert_eq!(kept.check(), Err(gone));
         assert_eq!(kept.pages().err(), Some(gone));
@@ -236,8 +236,8 @@ fn a_view_kept_past_its_range_says_so_and_harms_nobody() {
         assert!(gone.to_string().contains("release it"));
         // Something else comes to the same address.
         let all = uhmm::memory::Protection::READ | uhmm::memory::Protection::WRITE;
-        // SAFETY: nothing is mapped there.
-        unsafe { memory.map_at(address, len, all, true) }.unwrap();
+        // SAFETY: nothing is there.
+        unsafe { memory.map_at(address, len, all, true).unwrap() };
         (8..24).for_each(|page| world.oracle.discard(page));
         world.check_all();
         world.write_all();
@@ -262,12 +262,12 @@ impl World {
 #[test]
 fn a_region_lends_itself_to_its_view() {
     let _alone = alone();
-    let driver = Computer::make(1024);
+    let driver = Computer::driver(1024);
     let space = crate::space(BUDGET, vec![Box::new(driver.clone())]);
     let mut region = space.region(600 * PAGE_SIZE).unwrap();
     region.as_mut_slice().fill(3);
     let part = PAGE_SIZE..3 * PAGE_SIZE;
-    let view = region.view_part(part, FIRST).unwrap();
+    let view = region.view(part, FIRST).unwrap();
     assert_eq!(view.device(), FIRST);
     for (at, address) in view
         .pages()
@@ -296,19 +296,34 @@ fn a_region_lends_itself_to_its_view() {
             .enumerate()
             .all(|(i, &byte)| byte == expected(i))
     );
-    assert_eq!(region.view(FIRST).unwrap().len(), 600 * PAGE_SIZE);
-    let bad = |result: Result<View<'_>, ViewError>| result.err();
-    let range = |error| Some(ViewError::Range(error));
+    assert_eq!(region.view(.., FIRST).unwrap().len(), 600 * PAGE_SIZE);
+    // What a range only touches is in the view too.
+    assert_eq!(
+        region
+            .view(PAGE_SIZE - 1..PAGE_SIZE + 1, FIRST)
+            .unwrap()
+            .len(),
+        2 * PAGE_SIZE
+    );
+    let bounds = |error| Some(ViewError::Bounds(error));
     let len = region.len();
+    let past = BoundsError::PastEnd { end: len + 1, len };
+    assert_eq!(region.view(..len + 1, FIRST).err(), bounds(past));
+    assert_eq!(region.view(7..7, FIRST).err(), bounds(BoundsError::Empty));
+    // A span knows nothing of the compiler, and looks again each time.
+    let span = region.range(..PAGE_SIZE).unwrap();
+    drop(span.view(FIRST).unwrap());
+    drop(region);
     assert_eq!(
-        bad(region.view_part(0..len + 1, FIRST)),
-        range(RangeError::Foreign)
+        span.view(FIRST).err(),
+        Some(ViewError::Range(RangeError::Hole))
     );
-    assert_eq!(
-        bad(region.view_part(1..PAGE_SIZE, FIRST)),
-        range(RangeError::Unaligned)
-    );
-    assert_eq!(bad(region.view_part(0..0, FIRST)), range(RangeError::Empty));
+    let mut words = space.slice::<u32>(4096).unwrap();
+    words.fill(1);
+    let view = words.view(1024..3072, FIRST).unwrap();
+    assert_eq!(view.len(), 2 * PAGE_SIZE);
+    drop(view);
+    assert_eq!(words.iter().sum::<u32>(), 4096);
 }
 
 #[test]
