@@ -23,6 +23,7 @@ mod pinned;
 mod pins;
 mod pressure;
 mod random;
+mod range_fault;
 mod ranges;
 mod rig;
 mod selection;
