@@ -18,6 +18,7 @@ mod lifetimes;
 mod migrate_device;
 mod migrate_vma;
 mod migration;
+mod notifiers;
 mod oversubscribe;
 mod pinned;
 mod pins;
