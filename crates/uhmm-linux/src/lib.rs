@@ -8,6 +8,8 @@ pub mod engine;
 pub mod files;
 pub mod mapping;
 pub mod mmu;
+mod moves;
+mod present;
 pub mod probe;
 pub mod proc_files;
 

@@ -10,11 +10,11 @@
 //! Moving a page needs both mappings to be writable and each range to lie within one kernel
 //! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
-use crate::abi::uffd::{Done, OpenError, Uffd};
-use crate::abi::{futex, numa, pagemap};
+use crate::abi::uffd::{OpenError, Uffd};
+use crate::abi::{futex, numa};
 use crate::arena::Arena;
-use crate::end::die_plainly;
 use crate::mapping::{Mapping, Table};
+use crate::moves::RACES;
 use crate::proc_files::{ProcError, ProcFiles};
 use crate::shared_stats::Slot;
 use linux_raw_sys::general::{
@@ -24,7 +24,6 @@ use rustix::fd::{AsRawFd, RawFd};
 use rustix::io::{self, Errno};
 use rustix::mm::{self, Advice, MprotectFlags};
 use std::fmt;
-use std::io::Write;
 use std::ops::Range;
 use std::slice;
 use std::sync::OnceLock;
@@ -38,9 +37,6 @@ use uhmm_core::stats::{MAX_DEVICES, Stats};
 /// userfaultfd features that uhmm cannot do without.
 pub const FEATURES: u64 =
     UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64 | UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
-
-/// How often a call that met a race is tried again before the caller hears of it.
-const RACES: usize = 16;
 
 static ZEROS: PageData = PageData::ZERO;
 
@@ -95,8 +91,8 @@ const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
 
 /// See the module's head.
 pub struct LinuxMmu {
-    uffd: Uffd,
-    files: ProcFiles,
+    pub(crate) uffd: Uffd,
+    pub(crate) files: ProcFiles,
     space: Mapping,
     pool: Mapping,
     arenas: [OnceLock<Arena>; MAX_DEVICES],
@@ -280,144 +276,16 @@ impl LinuxMmu {
         }
     }
 
-    /// Moves pages, and says why the first that was not moved was not.
-    fn move_all(&self, from: usize, to: usize, pages: usize) -> Progress {
-        let mut races = 0;
-        drive(pages, |done, len| {
-            let offset = done * PAGE_SIZE;
-            let result = self
-                .uffd
-                .move_pages(from + offset, to + offset, len * PAGE_SIZE);
-            let stop = match result.stopped {
-                None => return (result, Verdict::Done),
-                // A move meets spurious races with the kernel's own page walks.
-                Some(Errno::AGAIN) if races < RACES => {
-                    races += 1;
-                    return (result, Verdict::Again);
-                }
-                Some(Errno::INVAL) if len > 1 => return (result, Verdict::Halve),
-                Some(Errno::INVAL) => Stop::Protected,
-                Some(Errno::BUSY) => Stop::Busy,
-                Some(Errno::EXIST) => {
-                    let moved = self.moved_all_the_same(from + offset, to + offset, len);
-                    if moved > 0 {
-                        let bytes = moved * PAGE_SIZE;
-                        return (Done { bytes, ..result }, Verdict::Again);
-                    }
-                    Stop::Present
-                }
-                Some(Errno::NOENT) => Stop::Absent,
-                Some(Errno::NOMEM) => Stop::NoMemory,
-                Some(Errno::SRCH) => Stop::Unmapped,
-                Some(_) => Stop::Changing,
-            };
-            (result, Verdict::Stop(stop))
-        })
-    }
-
-    /// How many pages a move has moved, of which it says that the first met a page in its way.
-    ///
-    /// A move that meets a race with the kernel's own page migration (seen on Linux 6.18 while
-    /// memory was being compacted) is tried again inside the kernel; pages that the first try had
-    /// moved are then in its own way, and are not counted. Believing the call would lose them. The
-    /// core moves pages only to where there is none, so a page that is at the destination and not
-    /// at the source has been moved by this very call.
-    fn moved_all_the_same(&self, from: usize, to: usize, pages: usize) -> usize {
-        let there = match self.first_present(to, pages) {
-            Some(there) if there.start == to => there.len() / PAGE_SIZE,
-            _ => 0,
-        };
-        let moved = match self.first_present(from, there) {
-            Some(left) => (left.start - from) / PAGE_SIZE,
-            None => there,
-        };
-        if moved > 0 {
-            // The kernel did not get as far as waking who waits for them.
-            let _ = self.uffd.wake(to..to + moved * PAGE_SIZE);
-        }
-        moved
-    }
-
-    /// Copies pages to missing ones, all within one mapping.
-    fn copy_within(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
-        drive(from.len(), |done, len| {
-            let pages = &from[done..done + len];
-            // SAFETY: pages are plain bytes, one after the other.
-            let data =
-                unsafe { slice::from_raw_parts(pages.as_ptr().cast::<u8>(), len * PAGE_SIZE) };
-            let to = at.address() + done * PAGE_SIZE;
-            let result = match tracking {
-                Tracking::Off => self.uffd.copy(data, to),
-                Tracking::Writes => self.uffd.copy_write_protected(data, to),
-            };
-            let stop = match result.stopped {
-                None => return (result, Verdict::Done),
-                Some(Errno::EXIST) => Stop::Present,
-                Some(Errno::NOMEM) => Stop::NoMemory,
-                Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Stop::Unmapped,
-                Some(_) => Stop::Changing,
-            };
-            (result, Verdict::Stop(stop))
-        })
-    }
-
-    /// Calls `each` with every maximal range of present bytes within `range`, in ascending order.
-    fn scan_present(&self, range: Range<usize>, mut each: impl FnMut(Range<usize>)) {
-        let any = pagemap::PRESENT | pagemap::SWAPPED;
-        let file = self.files.pagemap();
-        if let Err(errno) = pagemap::scan_in(file, range, any, |found, _| each(found)) {
-            scan_failed(errno);
-        }
-    }
-
-    /// The first range of present bytes within `pages` pages from `address` on.
-    fn first_present(&self, address: usize, pages: usize) -> Option<Range<usize>> {
-        let mut first = None;
-        self.scan_present(address..address + pages * PAGE_SIZE, |found| {
-            first.get_or_insert(found);
-        });
-        first
-    }
-
-    /// Makes the present pages of `range` private to this process again after a fork. Missing ones
-    /// are not touched: that would wait for ourselves.
-    fn populate_present(&self, range: Range<usize>) {
-        self.scan_present(range, |found| {
-            // SAFETY: present pages of our own mappings; a private copy changes no bytes.
-            let _ = unsafe {
-                mm::madvise(
-                    found.start as *mut _,
-                    found.len(),
-                    Advice::LinuxPopulateWrite,
-                )
-            };
-        });
-    }
-
-    /// Moves frames from the pool or an arena into the space.
-    fn put_all(&self, slot: usize, to: usize, pages: usize) -> Progress {
-        let progress = self.move_all(slot, to, pages);
-        if progress.stop != Some(Stop::Busy) {
-            return progress;
-        }
-        // Frames are pinned by nobody, so these are shared with the other side of a fork.
-        let done = progress.pages * PAGE_SIZE;
-        self.populate_present(slot + done..slot + pages * PAGE_SIZE);
-        let rest = self.move_all(slot + done, to + done, pages - progress.pages);
-        Progress {
-            pages: progress.pages + rest.pages,
-            stop: rest.stop,
-        }
-    }
-
     /// Gives an empty slot of an arena a frame of zeros, of the arena's own memory. By a copy, since
     /// a touch would wait for ourselves. `false`: there is no memory for it.
     fn fill(&self, slot: PageNo) -> bool {
         let zeros = slice::from_ref(&ZEROS);
-        (0..RACES).any(|_| match self.copy_within(zeros, slot, Tracking::Off) {
-            Progress { pages: 1, .. } => true,
-            progress => progress.stop == Some(Stop::Present),
-        })
+        (0..RACES).any(
+            |_| match self.copy_within(zeros, slot.address(), Tracking::Off) {
+                Progress { pages: 1, .. } => true,
+                progress => progress.stop == Some(Stop::Present),
+            },
+        )
     }
 }
 
@@ -433,52 +301,6 @@ fn leave_frames_where_they_are(range: Range<usize>) {
 
 fn bytes(pages: PageRange) -> Range<usize> {
     pages.start.address()..pages.end().address()
-}
-
-/// Ends the process. A page that is taken for absent is taken for zeros next, so there is no going on
-/// without an answer. No memory is allocated for the message: the caller may be an allocation.
-fn scan_failed(errno: Errno) -> ! {
-    let mut line = [0; 160];
-    let mut rest = &mut line[..];
-    let _ = writeln!(
-        rest,
-        "uhmm: cannot ask the kernel what is mapped (PAGEMAP_SCAN: errno {}); stopping rather than \
-         losing data",
-        errno.raw_os_error()
-    );
-    let left = rest.len();
-    let written = &line[..line.len() - left];
-    die_plainly(str::from_utf8(written).unwrap_or("uhmm: PAGEMAP_SCAN failed\n"))
-}
-
-/// What to do after a call that did not do all.
-enum Verdict {
-    Done,
-    /// Call again for the rest.
-    Again,
-    /// Call again for half of the rest.
-    Halve,
-    /// The next page cannot be done, because of this.
-    Stop(Stop),
-}
-
-/// Calls `step` (pages done, pages to do) until all `pages` are done or one cannot be.
-fn drive(pages: usize, mut step: impl FnMut(usize, usize) -> (Done, Verdict)) -> Progress {
-    let (mut done, mut most) = (0, pages);
-    while done < pages {
-        let len = most.min(pages - done);
-        let (result, verdict) = step(done, len);
-        let moved = result.bytes / PAGE_SIZE;
-        done += moved;
-        match verdict {
-            Verdict::Done => {}
-            _ if moved > 0 => {}
-            Verdict::Again => {}
-            Verdict::Halve => most = len / 2,
-            Verdict::Stop(stop) => return Progress::stopped(done, stop),
-        }
-    }
-    Progress::all(pages)
 }
 
 impl Mmu for LinuxMmu {
@@ -534,13 +356,13 @@ impl Mmu for LinuxMmu {
     }
 
     fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
-        let progress = self.copy_within(from, at, tracking);
+        let progress = self.copy_within(from, at.address(), tracking);
         if from.len() == 1 || progress != Progress::stopped(0, Stop::Unmapped) {
             return progress;
         }
         // A mapping ends within these pages. Only the first is sure to be in it: beyond its end is
         // somebody else's mapping, or nobody's, and nothing may be put there.
-        match self.copy_within(&from[..1], at, tracking) {
+        match self.copy_within(&from[..1], at.address(), tracking) {
             Progress { pages: 1, .. } => Progress::stopped(1, Stop::Unmapped),
             nothing => nothing,
         }
