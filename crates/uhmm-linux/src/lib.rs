@@ -1,6 +1,7 @@
 //! The real MMU: userfaultfd, the frame pool's memory, the fault engines, and the probe.
 
 pub mod abi;
+pub mod adopt;
 pub mod arena;
 pub mod child;
 pub mod end;
@@ -20,3 +21,6 @@ pub mod protection {
 
 pub mod shared_stats;
 pub mod signals;
+pub mod stack;
+pub mod vmas;
+pub mod windows;

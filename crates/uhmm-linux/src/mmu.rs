@@ -7,6 +7,10 @@
 //! because a move's destination must be. Each is registered once and whole, so the number of regions
 //! a program makes costs no registrations (docs/faults.md).
 //!
+//! The upper quarter of the space has numbers only: they are for the pages of memory that is adopted,
+//! which lies where the program has it ([`windows`](crate::windows)). A call over pages that lie in two
+//! places does those in the first, and stops there.
+//!
 //! Moving a page needs both mappings to be writable and each range to lie within one kernel
 //! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
@@ -17,6 +21,7 @@ use crate::mapping::{Mapping, Table};
 use crate::moves::RACES;
 use crate::proc_files::{ProcError, ProcFiles};
 use crate::shared_stats::Slot;
+use crate::windows::{Window, Windows};
 use linux_raw_sys::general::{
     UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON,
 };
@@ -96,6 +101,7 @@ pub struct LinuxMmu {
     space: Mapping,
     pool: Mapping,
     arenas: [OnceLock<Arena>; MAX_DEVICES],
+    pub(crate) windows: Windows,
     stats: Slot,
     exhausted: fn(),
     built: Instant,
@@ -126,9 +132,13 @@ impl LinuxMmu {
             mapping.leave_out_of_dumps();
             mapping.refuse_huge_pages(0, mapping.len());
         }
+        let all = space.len() / PAGE_SIZE;
+        let numbers = all / 4;
+        let first_number = PageNo::containing(space.address()).plus(all - numbers);
         let mmu = Self {
             uffd,
             files,
+            windows: Windows::new(PageRange::new(first_number, numbers)),
             space,
             pool,
             arenas: [const { OnceLock::new() }; MAX_DEVICES],
@@ -141,10 +151,70 @@ impl LinuxMmu {
         Ok(mmu)
     }
 
-    /// The pages of the space.
-    pub fn space_range(&self) -> PageRange {
+    /// All pages that have a number: those of the space, and those that are numbered for adopted memory.
+    pub fn range(&self) -> PageRange {
         let start = PageNo::containing(self.space.address());
         PageRange::new(start, self.space.len() / PAGE_SIZE)
+    }
+
+    /// The pages of the space, whose numbers are their addresses divided by 4096.
+    pub fn space_range(&self) -> PageRange {
+        let all = self.range();
+        PageRange::new(all.start, all.len - self.windows.area().len)
+    }
+
+    /// The number of the page at `address`, in the space or in adopted memory. May be called anywhere, in
+    /// a signal handler too. A page of adopted memory may be let go at any moment; then its number is
+    /// nobody's, and what is done with it comes to nothing.
+    pub fn page_at(&self, address: usize) -> Option<PageNo> {
+        let page = PageNo::containing(address);
+        if self.space_range().contains(page) {
+            return Some(page);
+        }
+        self.windows.page_at(address)
+    }
+
+    /// Where a page lies. `None`: nowhere, because the memory has been let go.
+    pub fn address_of(&self, page: PageNo) -> Option<usize> {
+        self.windows.place(PageRange::new(page, 1)).0
+    }
+
+    /// What is adopted, in no order.
+    pub fn adopted(&self) -> impl Iterator<Item = Window> {
+        self.windows.iter()
+    }
+
+    /// The addresses of the first of `pages`: as many as lie side by side. `None`: that page is nowhere,
+    /// because the memory has been let go.
+    fn place(&self, pages: PageRange) -> Option<Range<usize>> {
+        let (address, len) = self.windows.place(pages);
+        address.map(|address| address..address + len * PAGE_SIZE)
+    }
+
+    /// Calls `each` for the parts of `pages` that lie side by side, with their addresses.
+    fn places(&self, pages: PageRange, mut each: impl FnMut(PageNo, Range<usize>)) {
+        let mut rest = pages;
+        while rest.len > 0 {
+            let (address, len) = self.windows.place(rest);
+            if let Some(address) = address {
+                each(rest.start, address..address + len * PAGE_SIZE);
+            }
+            rest = PageRange::new(rest.start.plus(len), rest.len - len);
+        }
+    }
+
+    /// Does `call` for the first of `pages`, as many as lie side by side, and is stopped by the next.
+    fn in_place(&self, pages: PageRange, call: impl FnOnce(usize, usize) -> Progress) -> Progress {
+        let Some(place) = self.place(pages) else {
+            return Progress::stopped(0, Stop::Unmapped);
+        };
+        let most = place.len() / PAGE_SIZE;
+        match call(place.start, most) {
+            Progress { stop: None, .. } if most < pages.len => {
+                Progress::stopped(most, Stop::Unmapped)
+            }
+            progress => progress,
+        }
     }
 
     /// Registers the pool or an arena.
@@ -178,8 +248,8 @@ impl LinuxMmu {
         self.uffd.renew(FEATURES).map_err(SetupError::Open)?;
         self.files.renew().map_err(SetupError::Proc)?;
         self.register_slots(self.pool.address()..self.pool.address() + self.pool.len())?;
-        let mut arenas = self.arenas.iter().filter_map(OnceLock::get);
-        arenas.try_for_each(|arena| self.register_slots(arena.range()))
+        self.arenas()
+            .try_for_each(|arena| self.register_slots(arena.range()))
     }
 
     /// The userfaultfd, for the engines.
@@ -217,8 +287,7 @@ impl LinuxMmu {
         self.space
             .renew(offset, pages.bytes())
             .map_err(SetupError::Reserve)?;
-        let mut arenas = self.arenas.iter().filter_map(OnceLock::get);
-        if arenas.any(Arena::is_bound) {
+        if self.arenas().any(Arena::is_bound) {
             leave_frames_where_they_are(bytes(pages));
         }
         self.register(pages)
@@ -241,14 +310,21 @@ impl LinuxMmu {
     /// # Errors
     /// What `MADV_COLLAPSE` returns: `EAGAIN` or `EBUSY` where pages are in use, `ENOMEM`.
     pub fn collapse(&self, pages: PageRange) -> io::Result<()> {
-        let (start, len) = (pages.start.address() as *mut _, pages.bytes());
-        // SAFETY: within the space; none of these changes a byte of it. (The second call goes past the
+        // Off in the space, and in adopted memory where there are arenas; else it is the program's affair.
+        let off = self.space_range().contains(pages.start) || self.arenas().next().is_some();
+        let place = self.place(pages).ok_or(Errno::AGAIN)?;
+        let (start, len) = (place.start as *mut _, place.len());
+        // SAFETY: within the space, or adopted; none of these changes a byte of it. (The second call goes past the
         // C library, whose `madvise` a preload library may have taken over.)
         unsafe {
-            mm::madvise(start, len, Advice::LinuxHugepage)?;
+            if off {
+                mm::madvise(start, len, Advice::LinuxHugepage)?;
+            }
             let collapsed = libc::syscall(libc::SYS_madvise, start, len, libc::MADV_COLLAPSE) == 0;
             let error = crate::abi::last_errno();
-            mm::madvise(start, len, Advice::LinuxNoHugepage)?;
+            if off {
+                mm::madvise(start, len, Advice::LinuxNoHugepage)?;
+            }
             if collapsed { Ok(()) } else { Err(error) }
         }
     }
@@ -258,7 +334,8 @@ impl LinuxMmu {
     /// # Errors
     /// As [`numa::move_pages`].
     pub fn move_to_node(&self, pages: PageRange, node: u32) -> io::Result<usize> {
-        let addresses: Vec<_> = pages.iter().map(|page| page.address() as *mut _).collect();
+        let place = self.place(pages).ok_or(Errno::AGAIN)?;
+        let addresses: Vec<_> = place.step_by(PAGE_SIZE).map(|at| at as *mut _).collect();
         numa::move_pages(&addresses, node)
     }
 
@@ -266,6 +343,18 @@ impl LinuxMmu {
         let arena = self.arenas.get(usize::from(device));
         let arena = arena.and_then(OnceLock::get);
         arena.unwrap_or_else(|| panic!("device {device} has no arena"))
+    }
+
+    /// All arenas.
+    pub(crate) fn arenas(&self) -> impl Iterator<Item = &Arena> {
+        self.arenas.iter().filter_map(OnceLock::get)
+    }
+
+    /// Whether any byte of `range` is of the space, the pool or an arena.
+    pub(crate) fn is_own(&self, range: &Range<usize>) -> bool {
+        let own = [&self.space, &self.pool].map(|own| own.address()..own.address() + own.len());
+        let mut own = own.into_iter().chain(self.arenas().map(Arena::range));
+        own.any(|own| range.start < own.end && own.start < range.end)
     }
 
     /// The address of the first of `pages` slots from `home` on.
@@ -330,12 +419,21 @@ impl Mmu for LinuxMmu {
         if arena.is_bound() {
             leave_frames_where_they_are(bytes(self.space_range()));
         }
-        place.set(arena).is_ok()
+        let added = place.set(arena).is_ok();
+        for window in self.windows.iter() {
+            self.keep_the_kernel_away(window.address..window.end());
+        }
+        added
     }
 
     fn take(&self, pages: PageRange, into: Home) -> Progress {
         let to = self.home_address(into, pages.len);
-        let progress = self.move_all(pages.start.address(), to, pages.len);
+        let mut progress = self.in_place(pages, |from, len| self.move_all(from, to, len));
+        if progress.stop == Some(Stop::Protected) && !self.space_range().contains(pages.start) {
+            // Adopted memory is writable; if the program has made it not so, or has locked it, nobody
+            // keeps its protection as it is while such a page is copied. It is left alone.
+            progress.stop = Some(Stop::Busy);
+        }
         if let Home::Arena(at) = into {
             self.arena(at.device).set_filled(at.page, progress.pages);
         }
@@ -344,7 +442,7 @@ impl Mmu for LinuxMmu {
 
     fn put(&self, from: Home, pages: PageRange) -> Progress {
         let slot = self.home_address(from, pages.len);
-        let progress = self.put_all(slot, pages.start.address(), pages.len);
+        let progress = self.in_place(pages, |to, len| self.put_all(slot, to, len));
         if let Home::Arena(at) = from {
             self.arena(at.device).set_empty(at.page, progress.pages);
         }
@@ -352,24 +450,33 @@ impl Mmu for LinuxMmu {
     }
 
     fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
-        self.move_all(from.start.address(), to.address(), from.len)
+        self.in_place(from, |source, len| {
+            self.in_place(PageRange::new(to, len), |target, len| {
+                self.move_all(source, target, len)
+            })
+        })
     }
 
     fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
-        let progress = self.copy_within(from, at.address(), tracking);
-        if from.len() == 1 || progress != Progress::stopped(0, Stop::Unmapped) {
-            return progress;
-        }
-        // A mapping ends within these pages. Only the first is sure to be in it: beyond its end is
-        // somebody else's mapping, or nobody's, and nothing may be put there.
-        match self.copy_within(&from[..1], at.address(), tracking) {
-            Progress { pages: 1, .. } => Progress::stopped(1, Stop::Unmapped),
-            nothing => nothing,
-        }
+        self.in_place(PageRange::new(at, from.len()), |to, len| {
+            let from = &from[..len];
+            let progress = self.copy_within(from, to, tracking);
+            if len == 1 || progress != Progress::stopped(0, Stop::Unmapped) {
+                return progress;
+            }
+            // A mapping ends within these pages. Only the first is sure to be in it: beyond its end is
+            // somebody else's mapping, or nobody's, and nothing may be put there.
+            match self.copy_within(&from[..1], to, tracking) {
+                Progress { pages: 1, .. } => Progress::stopped(1, Stop::Unmapped),
+                nothing => nothing,
+            }
+        })
     }
 
     fn untrack(&self, page: PageNo) {
-        let range = bytes(PageRange::new(page, 1));
+        let Some(range) = self.place(PageRange::new(page, 1)) else {
+            return;
+        };
         for _ in 0..RACES {
             match self.uffd.write_protect(range.clone(), false) {
                 // Whoever waits has been woken.
@@ -385,12 +492,14 @@ impl Mmu for LinuxMmu {
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
-        self.files.read(page.address(), &mut to.0[..])
+        let place = self.place(PageRange::new(page, 1));
+        place.is_some_and(|place| self.files.read(place.start, &mut to.0[..]))
     }
 
     fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]) {
         assert!(offset + to.len() <= PAGE_SIZE, "beyond the page");
-        let from = (page.address() + offset) as *const u8;
+        let place = self.place(PageRange::new(page, 1));
+        let from = (place.expect("a page that stays").start + offset) as *const u8;
         // SAFETY: the caller has seen to it that the page is present and stays so, and may be read. The
         // program may write to it meanwhile, as it may while any device reads memory: what is read
         // then is old or new, byte by byte, and no reference to it is made.
@@ -399,7 +508,8 @@ impl Mmu for LinuxMmu {
 
     fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= PAGE_SIZE, "beyond the page");
-        let to = (page.address() + offset) as *mut u8;
+        let place = self.place(PageRange::new(page, 1));
+        let to = (place.expect("a page that stays").start + offset) as *mut u8;
         // SAFETY: as above, and it may be written to: the program has given the device that range.
         unsafe { std::ptr::copy(from.as_ptr(), to, from.len()) };
     }
@@ -408,46 +518,54 @@ impl Mmu for LinuxMmu {
     /// of ours, and that for whoever has the page claimed: the caller. The core asks this of no
     /// tracked page that it has claimed.
     fn is_writable(&self, page: PageNo) -> bool {
+        let Some(place) = self.place(PageRange::new(page, 1)) else {
+            return false;
+        };
         // SAFETY: the page is present: this changes nothing, and asks for the right to write.
         unsafe {
-            mm::madvise(
-                page.address() as *mut _,
-                PAGE_SIZE,
-                Advice::LinuxPopulateWrite,
-            )
-            .is_ok()
+            let start = place.start as *mut _;
+            mm::madvise(start, PAGE_SIZE, Advice::LinuxPopulateWrite).is_ok()
         }
     }
 
     fn wake(&self, pages: PageRange) {
-        let result = self.uffd.wake(bytes(pages));
-        debug_assert!(result.is_ok(), "UFFDIO_WAKE: {result:?}");
+        self.places(pages, |_, place| {
+            let result = self.uffd.wake(place);
+            debug_assert!(result.is_ok(), "UFFDIO_WAKE: {result:?}");
+        });
     }
 
     fn discard(&self, pages: PageRange) {
-        if pages.len > 0 {
-            self.space
-                .discard(pages.start.address() - self.space.address(), pages.bytes());
-        }
+        self.places(pages, |_, place| {
+            // SAFETY: pages of the space, or of memory that was adopted; the caller has claimed them,
+            // and gives up what is in them.
+            let result = unsafe {
+                let start = place.start as *mut _;
+                mm::madvise(start, place.len(), Advice::LinuxDontNeed)
+            };
+            debug_assert!(result.is_ok(), "MADV_DONTNEED: {result:?}");
+        });
     }
 
     fn poison(&self, page: PageNo) {
         // Poisoned before, or the range is gone: as good.
-        let _ = self.uffd.poison(bytes(PageRange::new(page, 1)));
+        if let Some(place) = self.place(PageRange::new(page, 1)) {
+            let _ = self.uffd.poison(place);
+        }
     }
 
     /// Not for tracked pages, for the reason given at `is_writable`: the core ends tracking first.
     /// Nor for missing ones, and those are passed over.
     fn unshare(&self, pages: PageRange) {
-        self.populate_present(bytes(pages));
+        self.places(pages, |_, place| self.populate_present(place));
     }
 
     fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
-        self.scan_present(bytes(pages), |found| {
-            each(PageRange::new(
-                PageNo::containing(found.start),
-                found.len() / PAGE_SIZE,
-            ));
+        self.places(pages, |first, place| {
+            self.scan_present(place.clone(), |found| {
+                let start = first.plus((found.start - place.start) / PAGE_SIZE);
+                each(PageRange::new(start, found.len() / PAGE_SIZE));
+            });
         });
     }
 

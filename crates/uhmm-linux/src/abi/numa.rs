@@ -28,6 +28,44 @@ pub fn prefer_local(range: Range<usize>) -> io::Result<()> {
     mbind(range, libc::MPOL_LOCAL, &[])
 }
 
+/// New pages of `range` come from where the thread's policy says, as at first.
+///
+/// # Errors
+/// As [`bind`].
+pub fn take_back(range: Range<usize>) -> io::Result<()> {
+    mbind(range, libc::MPOL_DEFAULT, &[])
+}
+
+/// Whether neither the memory at `address` nor the thread has a policy.
+pub fn is_default(address: usize) -> bool {
+    policy_at(address) == Some(libc::MPOL_DEFAULT)
+}
+
+/// Whether new pages at `address` come from the node of the CPU that asks.
+pub fn is_local(address: usize) -> bool {
+    policy_at(address) == Some(libc::MPOL_LOCAL)
+}
+
+fn policy_at(address: usize) -> Option<libc::c_int> {
+    /// The policy of the memory at an address, not of the thread.
+    const MPOL_F_ADDR: libc::c_ulong = 2;
+    let mut mode: libc::c_int = 0;
+    // SAFETY: the call writes the mode, and no mask, since none is given.
+    let result = unsafe {
+        let no_mask = std::ptr::null_mut::<libc::c_ulong>();
+        let nodes: libc::c_ulong = 0;
+        libc::syscall(
+            libc::SYS_get_mempolicy,
+            &mut mode,
+            no_mask,
+            nodes,
+            address,
+            MPOL_F_ADDR,
+        )
+    };
+    (result == 0).then_some(mode)
+}
+
 fn mbind(range: Range<usize>, mode: libc::c_int, mask: &[libc::c_ulong]) -> io::Result<()> {
     // The kernel reads one bit less than it is told of; no mask at all is a null pointer.
     let (mask, bits) = match mask {

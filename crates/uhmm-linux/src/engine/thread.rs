@@ -56,7 +56,7 @@ impl ThreadEngine {
     /// # Errors
     /// When threads cannot be created.
     pub fn start(space: Arc<Space<LinuxMmu>>) -> io::Result<Self> {
-        let bell = bell(space.range());
+        let bell = bell(space.mmu().space_range());
         let one = PageRange::new(bell, 1);
         space
             .mmu()
@@ -163,9 +163,11 @@ extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
                 (false, true) => Access::Write,
                 (false, false) => Access::Read,
             };
-            match PageNo::containing(address) {
-                page if page == shared.bell => rung = true,
-                page => space.fault(page, access, &mut scratch),
+            match space.mmu().page_at(address) {
+                Some(page) if page == shared.bell => rung = true,
+                Some(page) => space.fault(page, access, &mut scratch),
+                // Adopted memory that has been let go just now: the touch repeats, and meets memory.
+                None => _ = space.mmu().uffd().wake(address..address + PAGE_SIZE),
             }
         });
         if read.is_err() {

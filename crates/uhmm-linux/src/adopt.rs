@@ -1,0 +1,286 @@
+//! Memory that the program has mapped itself, and that is to be the space's for a while.
+//!
+//! What can be adopted is what every part of the MMU can do its work on: private anonymous memory that
+//! may be read and written. All else is refused before anything is done. The facts are the kernel's
+//! ([`vmas`]), and hold for as long as the program keeps its promise not to change the mappings.
+//!
+//! The order matters. A range gets its window first, so that a fault can be told whose it is, and is
+//! registered then. At the end pages are let go a few at a time, by who has them claimed: unregistered,
+//! *then* woken, *then* taken off the window. A thread that the kernel puts to sleep just before a range
+//! is unregistered sleeps on a fault that nobody may be told of any more: the wake comes after that.
+
+use crate::abi::numa;
+use crate::mmu::LinuxMmu;
+use crate::proc_files::ProcError;
+use crate::vmas::{self, Vma};
+use crate::windows::{MAX_WINDOWS, NoWindow};
+use rustix::io::Errno;
+use rustix::mm::{self, Advice};
+use std::fmt;
+use std::ops::Range;
+use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
+
+/// Why memory cannot be adopted. Nothing has been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// Some of it is uhmm's: a space, its frames, its tables, a handler's stack.
+    Ours,
+    /// Some of it is adopted already.
+    Adopted,
+    /// Some of it is not mapped.
+    Hole,
+    /// Some of it may not be read and written.
+    NoAccess,
+    /// Some of it may be executed.
+    Executable,
+    /// Some of it is a file's, a device's or the kernel's.
+    NotAnonymous,
+    /// Some of it is shared with other processes.
+    Shared,
+    /// Some of it is made of reserved huge pages (`MAP_HUGETLB`).
+    HugeTlb,
+    /// Some of it is locked in RAM.
+    Locked,
+    /// Some of it is a stack that grows by itself.
+    Grows,
+    /// Some of it is left out of children, or is empty there.
+    NotInChild,
+    /// Some of it is served by another userfaultfd.
+    Served,
+    /// As many ranges are adopted as can be at a time.
+    TooMany,
+    /// It is larger than what is left of the space's numbers for pages.
+    TooLarge,
+    /// The kernel does not say what is mapped.
+    Proc(ProcError),
+    /// The kernel does not register it.
+    Register(Errno),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ours => "some of the memory is uhmm's own: adopt what the program has mapped",
+            Self::Adopted => "some of the memory is adopted already: release that first",
+            Self::Hole => "some of the memory is not mapped",
+            Self::NoAccess => "some of the memory may not be read and written: mprotect it first",
+            Self::Executable => "some of the memory may be executed: mprotect it first",
+            Self::NotAnonymous => {
+                "some of the memory is a file's or a device's: only private anonymous memory can be \
+                 adopted"
+            }
+            Self::Shared => {
+                "some of the memory is shared with other processes: only private anonymous memory can \
+                 be adopted"
+            }
+            Self::HugeTlb => {
+                "some of the memory is of reserved huge pages: map it without MAP_HUGETLB"
+            }
+            Self::Locked => "some of the memory is locked in RAM: munlock it first",
+            Self::Grows => "some of the memory is a stack that grows by itself",
+            Self::NotInChild => {
+                "some of the memory is not for children: undo that first (MADV_DOFORK, \
+                 MADV_KEEPONFORK)"
+            }
+            Self::Served => {
+                "some of the memory is served by another userfaultfd: one program or library may serve \
+                 a mapping"
+            }
+            Self::TooMany => {
+                return write!(
+                    f,
+                    "{MAX_WINDOWS} ranges are adopted, which is the most: release one first"
+                );
+            }
+            Self::TooLarge => {
+                "the memory is too large for this space: raise the limit on virtual memory (ulimit -v \
+                 unlimited) before the space is built"
+            }
+            Self::Proc(error) => return error.fmt(f),
+            Self::Register(errno) => {
+                return write!(f, "cannot register the memory with userfaultfd: {errno}");
+            }
+        })
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+impl From<NoWindow> for Unfit {
+    fn from(error: NoWindow) -> Self {
+        match error {
+            NoWindow::Overlaps => Self::Adopted,
+            NoWindow::TooMany => Self::TooMany,
+            NoWindow::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
+/// What is wrong with a mapping, if anything is.
+fn unfit(vma: &Vma) -> Option<Unfit> {
+    let has = |flags: &[&str]| flags.iter().any(|flag| vma.has(flag));
+    let is = |wrong, unfit| if wrong { Some(unfit) } else { None };
+    is(
+        vma.given_name()
+            .is_some_and(|name| name.starts_with("uhmm-")),
+        Unfit::Ours,
+    )
+    .or(is(vma.has("ht"), Unfit::HugeTlb))
+    .or(is(!vma.may('p'), Unfit::Shared))
+    .or(is(vma.is_backed(), Unfit::NotAnonymous))
+    .or(is(!(vma.may('r') && vma.may('w')), Unfit::NoAccess))
+    .or(is(vma.may('x'), Unfit::Executable))
+    .or(is(has(&["um", "uw", "ui"]), Unfit::Served))
+    .or(is(vma.has("lo"), Unfit::Locked))
+    .or(is(vma.has("gd"), Unfit::Grows))
+    .or(is(has(&["dc", "wf"]), Unfit::NotInChild))
+}
+
+/// What the program has asked of the kernel for its memory, to be asked for again at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Where it wants huge pages (`MADV_HUGEPAGE`).
+    huge: Vec<Range<usize>>,
+}
+
+impl LinuxMmu {
+    /// Looks whether memory can be adopted. `range` is of whole pages, and not empty.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn check_fit(&self, range: &Range<usize>) -> Result<Wishes, Unfit> {
+        if self.is_own(range) {
+            return Err(Unfit::Ours);
+        }
+        if self
+            .windows
+            .iter()
+            .any(|w| w.overlaps(range.start, range.end))
+        {
+            return Err(Unfit::Adopted);
+        }
+        let vmas = vmas::in_range(range).map_err(Unfit::Proc)?;
+        let mut next = range.start;
+        for vma in &vmas {
+            if vma.range.start > next {
+                return Err(Unfit::Hole);
+            }
+            next = vma.range.end;
+        }
+        if next < range.end {
+            return Err(Unfit::Hole);
+        }
+        if let Some(unfit) = vmas.iter().find_map(unfit) {
+            return Err(unfit);
+        }
+        let huge = vmas.into_iter().filter(|vma| vma.has("hg"));
+        Ok(Wishes {
+            huge: huge.map(|vma| vma.range).collect(),
+        })
+    }
+
+    /// Gives memory that fits a window, of numbers that `is_free` agrees to.
+    ///
+    /// # Errors
+    /// [`Unfit::Adopted`], [`Unfit::TooMany`], [`Unfit::TooLarge`].
+    pub fn number(
+        &self,
+        range: Range<usize>,
+        is_free: impl Fn(PageRange) -> bool,
+    ) -> Result<PageRange, Unfit> {
+        let pages = range.len() / PAGE_SIZE;
+        Ok(self.windows.add(range.start, pages, is_free)?)
+    }
+
+    /// Registers the memory of a window: from now on a touch of a missing page is a fault of the space's.
+    ///
+    /// # Errors
+    /// [`Unfit::Served`], [`Unfit::Register`]. A part of it may be registered then, and is to be let go
+    /// with the rest.
+    pub fn serve(&self, range: Range<usize>) -> Result<(), Unfit> {
+        match self.uffd.register(range.clone(), true) {
+            Ok(_) => self.keep_the_kernel_away(range),
+            Err(Errno::BUSY) => return Err(Unfit::Served),
+            Err(errno) => return Err(Unfit::Register(errno)),
+        }
+        Ok(())
+    }
+
+    /// Lets the pages of the window that begins with `first` be named in requests, or no more.
+    pub fn open_window(&self, first: PageNo, open: bool) {
+        self.windows.open(first, open);
+    }
+
+    /// How many of the pages of `range` are in RAM or in the kernel's swap.
+    pub fn count_present(&self, range: Range<usize>) -> usize {
+        let mut bytes = 0;
+        self.scan_present(range, |found| bytes += found.len());
+        bytes / PAGE_SIZE
+    }
+
+    /// Lets go of the first pages of a window, which the caller has claimed, and which are as they are to
+    /// stay: they are the program's. `false`: the kernel has no memory to do it now, and nothing has
+    /// changed.
+    pub fn let_go(&self, pages: PageRange) -> bool {
+        let (address, len) = self.windows.place(pages);
+        debug_assert_eq!(len, pages.len, "pages of one window");
+        if let Some(start) = address {
+            let range = start..start + pages.bytes();
+            match self.uffd.unregister(range.clone()) {
+                // Unmapped behind our back: there is nothing to let go of.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(_) => return false,
+            }
+            let _ = self.uffd.wake(range);
+            self.windows.shrink(pages);
+        }
+        true
+    }
+
+    /// Registers what is adopted again, in the child of a fork; returns what that is.
+    ///
+    /// # Errors
+    /// What `UFFDIO_REGISTER` returns.
+    pub fn register_windows(&self) -> Result<Vec<PageRange>, Errno> {
+        let windows = self.windows.iter();
+        let register = |window: crate::windows::Window| {
+            self.uffd.register(window.address..window.end(), true)?;
+            Ok(window.pages)
+        };
+        windows.map(register).collect()
+    }
+
+    /// Keeps the kernel's own ways with pages away from memory where frames of devices may be mapped
+    /// (R13): it would copy them to RAM to make a huge page, or move them between nodes. Where there are
+    /// none, nothing is changed of what the program has set.
+    pub(crate) fn keep_the_kernel_away(&self, range: Range<usize>) {
+        if self.arenas().next().is_none() {
+            return;
+        }
+        advise(&range, Advice::LinuxNoHugepage);
+        let bound = self.arenas().any(|arena| arena.is_bound());
+        if bound && numa::is_default(range.start) {
+            let _ = numa::prefer_local(range);
+        }
+    }
+
+    /// Makes the kernel treat memory that was let go as the program has asked for. (Huge pages that it
+    /// has not asked for, but that the system is set to give, stay off where devices' frames were mapped:
+    /// there is no call that says so.)
+    pub fn let_the_kernel_at(&self, range: Range<usize>, wishes: &Wishes) {
+        if self.arenas().next().is_none() {
+            return;
+        }
+        for huge in &wishes.huge {
+            advise(huge, Advice::LinuxHugepage);
+        }
+        if self.arenas().any(|arena| arena.is_bound()) && numa::is_local(range.start) {
+            let _ = numa::take_back(range);
+        }
+    }
+}
+
+fn advise(range: &Range<usize>, advice: Advice) {
+    // SAFETY: memory that the program has handed over; this changes no bytes of it.
+    let _ = unsafe { mm::madvise(range.start as *mut _, range.len(), advice) };
+}
