@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod adopt;
 mod around;
 mod check;
 mod claims;

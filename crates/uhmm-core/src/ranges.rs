@@ -21,7 +21,7 @@ const FORK_PATIENCE: Duration = Duration::from_millis(200);
 /// Proof of being inside the gate, for what an application thread does in several steps.
 pub struct Inside<'a, M: Mmu> {
     _pass: Pass<'a, M>,
-    space: &'a Space<M>,
+    pub(crate) space: &'a Space<M>,
 }
 
 impl<M: Mmu> Space<M> {

@@ -16,6 +16,7 @@
 //! To add one: a row in the file of its subject. Look for a change of a line or two that breaks the
 //! rule and nothing else, and for the narrowest filter: a mutant may make other tests hang.
 
+mod adopt;
 mod batch;
 mod devices;
 mod duplicates;
@@ -57,6 +58,7 @@ const TABLES: &[&[Mutant]] = &[
     faults::MUTANTS,
     duplicates::MUTANTS,
     fork::MUTANTS,
+    adopt::MUTANTS,
     pressure::MUTANTS,
     oversubscribe::MUTANTS,
 ];

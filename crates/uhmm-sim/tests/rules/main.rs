@@ -1,6 +1,7 @@
 //! The rules of the design, each with a test that fails when it is broken. `docs/rules.md` lists
 //! them, and `cargo xtask mutants` breaks each.
 
+mod adopt;
 mod allocations;
 mod chunks;
 mod coherent;
