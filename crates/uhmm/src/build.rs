@@ -87,7 +87,7 @@ impl Builder {
             None => Slot::private().map_err(|_| SetupError::Stats)?,
         };
         let mmu = LinuxMmu::new(budget, slot, out_of_memory)?;
-        let range = mmu.space_range();
+        let range = mmu.range();
         let core = CoreSpace::new(mmu, range, budget, self.devices).map_err(BuildError::Core)?;
         let core = Arc::new(core);
         let engine = ThreadEngine::start(Arc::clone(&core)).map_err(BuildError::Threads)?;

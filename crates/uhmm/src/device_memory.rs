@@ -190,7 +190,9 @@ impl Space {
     /// # Errors
     /// [`NotOrdinary`]: what it is instead.
     pub fn lookup_ordinary(&self, address: usize) -> Result<(), NotOrdinary> {
-        self.core().lookup_ordinary(PageNo::containing(address))
+        let page = self.core().mmu().page_at(address);
+        self.core()
+            .lookup_ordinary(page.ok_or(NotOrdinary::NotManaged)?)
     }
 
     /// Takes a reference on a device page that is in use.
@@ -208,9 +210,12 @@ impl Space {
     /// [`MapError`]; then the block is freed.
     pub fn map_device_pages(&self, block: DevicePages<'_>, address: usize) -> Result<(), MapError> {
         let len = uhmm_core::addr::PAGE_SIZE << block.order();
-        self.pages(address, len, true)
-            .map_err(|_| MapError::NotManaged)?;
-        let to = PageNo::containing(address);
+        let pages = self.pages(address, len, true);
+        let to = pages.map_err(|_| MapError::NotManaged)?.start;
+        if to != PageNo::containing(address) {
+            // Adopted memory is given back as RAM, and such pages leave only by being unmapped.
+            return Err(MapError::NotManaged);
+        }
         self.off_managed_stack(|| self.core().map_device_pages(block, to))
     }
 
@@ -228,7 +233,8 @@ impl Space {
     /// # Errors
     /// [`FailureError`].
     pub fn memory_failure(&self, address: usize) -> Result<Failure, FailureError> {
-        let page = PageNo::containing(address);
+        let page = self.core().mmu().page_at(address);
+        let page = page.ok_or(FailureError::NoSuchPage)?;
         self.off_managed_stack(|| self.core().memory_failure(page))
     }
 

@@ -99,7 +99,8 @@ extern "C" fn child() {
 fn take_over(space: &Inner) -> Result<(), Box<dyn std::error::Error>> {
     space.core.begin_in_child();
     space.core.mmu().set_up_in_child()?;
-    let managed = space.memory.register_all()?;
+    let mut managed = space.memory.register_all()?;
+    managed.extend(space.core.mmu().register_windows()?);
     let engine = &mut *space
         .engine
         .try_lock()

@@ -54,6 +54,7 @@
 //!
 //! `tracing`: `Space::trace_events` hands the events on to the `tracing` crate.
 
+mod adopt;
 mod build;
 mod device_memory;
 pub mod events;
@@ -76,6 +77,7 @@ mod tracing;
 pub mod typed;
 mod view;
 
+pub use adopt::{AdoptError, Adopted, IsAdopted, ReleaseError, Unfit};
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
 pub use events::{Event, Events};

@@ -22,6 +22,7 @@
 //! }
 //! ```
 
+use crate::adopt::IsAdopted;
 use crate::build::CoreSpace;
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -78,7 +79,7 @@ struct Call<'a> {
 
 impl Memory {
     pub(crate) fn new(core: Arc<CoreSpace>) -> Self {
-        let range = core.range();
+        let range = core.mmu().space_range();
         let ours = PageRange::new(range.start, (bell(range).0 - range.start.0) as usize);
         Self {
             core,
@@ -505,7 +506,16 @@ impl Memory {
         let all = regions.range();
         let inside = pages.start >= all.start && pages.end() <= all.end();
         if address.is_multiple_of(PAGE_SIZE) && inside && len <= all.bytes() {
-            Ok(pages)
+            return Ok(pages);
+        }
+        let end = address.saturating_add(len);
+        if self
+            .core
+            .mmu()
+            .adopted()
+            .any(|of| of.overlaps(address, end))
+        {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, IsAdopted))
         } else {
             Err(io::ErrorKind::InvalidInput.into())
         }
@@ -517,7 +527,7 @@ impl Memory {
             .regions
             .try_lock()
             .unwrap_or_else(|_| unreachable!("the gate is closed"));
-        let all = self.core.range();
+        let all = self.core.mmu().space_range();
         let foreign = regions
             .pieces(regions.range())
             .filter(|(_, attributes)| attributes.foreign);
@@ -576,8 +586,8 @@ impl Memory {
     fn hold(&self, address: usize, len: usize) {
         let last = address.saturating_add(len - 1);
         for page in address / PAGE_SIZE..=last / PAGE_SIZE {
-            if self.core.range().contains(PageNo(page as u64)) {
-                self.core.mmu().touch(PageNo(page as u64));
+            if let Some(page) = self.core.mmu().page_at(page * PAGE_SIZE) {
+                self.core.mmu().touch(page);
             }
         }
     }

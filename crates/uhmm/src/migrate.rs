@@ -204,7 +204,7 @@ impl Space {
     pub(crate) fn check_stack(&self) -> Result<(), MigrateError> {
         let here = 0u8;
         let here = std::ptr::from_ref(&here) as usize;
-        if self.memory().touches(here, 1) {
+        if self.core().mmu().page_at(here).is_some() {
             return Err(MigrateError::ManagedStack);
         }
         Ok(())

@@ -4,6 +4,7 @@ use crate::build::Space;
 use crate::memory::Protection;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
 use uhmm_core::mirror::{Permission, Permissions};
@@ -23,6 +24,10 @@ pub enum RangeError {
     Hole,
     /// The program may not touch some of it.
     NoAccess,
+    /// Some of it is adopted, and this is not for adopted memory.
+    Adopted,
+    /// It begins in one range of adopted memory, and ends in another or in none.
+    Straddles,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
     /// Called from a notifier, or with a mirror's table locked: the space must not be called then.
@@ -40,6 +45,10 @@ impl fmt::Display for RangeError {
             Self::Foreign => "some of the range is not managed by this space",
             Self::Hole => "some of the range is not mapped",
             Self::NoAccess => "some of the range may not be touched: change its protection first",
+            Self::Adopted => "some of the range is adopted memory, and this is for the space's own",
+            Self::Straddles => {
+                "the range goes past the end of what was adopted with one call: one call for each"
+            }
             Self::InNotifier => return error::RangeError::InNotifier.fmt(f),
             Self::Pinned => return error::RangeError::Pinned.fmt(f),
             Self::Forking => "the process is forking, or changing its mappings; try again",
@@ -69,6 +78,18 @@ fn refused(error: io::Error) -> RangeError {
     }
 }
 
+/// A range that is not empty, and of whole pages.
+pub(crate) fn whole_pages(address: usize, len: usize) -> Result<Range<usize>, RangeError> {
+    if len == 0 {
+        return Err(RangeError::Empty);
+    }
+    if !address.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+        return Err(RangeError::Unaligned);
+    }
+    let end = address.checked_add(len).ok_or(RangeError::Overflow)?;
+    Ok(address..end)
+}
+
 impl Space {
     /// The pages of a range all of which is mapped in this space; with `accessible`, and which the
     /// program may touch.
@@ -78,6 +99,9 @@ impl Space {
         len: usize,
         accessible: bool,
     ) -> Result<PageRange, RangeError> {
+        if let Some(adopted) = self.adopted_pages(address, len)? {
+            return Ok(adopted);
+        }
         let pages = self.page_range(address, len)?;
         let pieces = self.memory().pieces(pages);
         let pieces = pieces.map_err(refused)?;
@@ -95,22 +119,43 @@ impl Space {
 
     /// The pages of a range of the space, whatever is mapped there.
     pub(crate) fn page_range(&self, address: usize, len: usize) -> Result<PageRange, RangeError> {
-        if len == 0 {
-            return Err(RangeError::Empty);
+        let range = whole_pages(address, len)?;
+        let mmu = self.core().mmu();
+        if mmu.adopted().any(|of| of.overlaps(range.start, range.end)) {
+            return Err(RangeError::Adopted);
         }
-        if !address.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
-            return Err(RangeError::Unaligned);
-        }
-        let end = address.checked_add(len).ok_or(RangeError::Overflow)?;
-        let all = self.core().range();
-        if address < all.start.address() || end > all.end().address() {
+        let all = mmu.space_range();
+        if range.start < all.start.address() || range.end > all.end().address() {
             return Err(RangeError::Foreign);
         }
         Ok(PageRange::new(PageNo::containing(address), len / PAGE_SIZE))
     }
 
+    /// The pages of a range of adopted memory; `None` if none of it is adopted.
+    fn adopted_pages(&self, address: usize, len: usize) -> Result<Option<PageRange>, RangeError> {
+        let Range { start, end } = whole_pages(address, len)?;
+        let mut all = self.core().mmu().adopted();
+        let Some(adopted) = all.find(|of| of.overlaps(start, end)) else {
+            return Ok(None);
+        };
+        match adopted.page_at(start) {
+            // About to be adopted, or released.
+            _ if !adopted.open => Err(RangeError::Foreign),
+            Some(page) if end <= adopted.end() => Ok(Some(PageRange::new(page, len / PAGE_SIZE))),
+            _ => Err(RangeError::Straddles),
+        }
+    }
+
     /// What the program may do with the parts of `pages` that are mapped in this space.
     pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
+        if !self.core().mmu().space_range().covers(pages) {
+            // What is adopted may be read and written, or it would not be.
+            let all = Permission {
+                read: true,
+                write: true,
+            };
+            return Ok(vec![(pages, all)]);
+        }
         let pieces = self.memory().pieces(pages);
         let pieces = pieces.map_err(refused)?;
         let ours = pieces.into_iter().filter(|(_, is)| !is.foreign);

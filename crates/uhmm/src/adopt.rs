@@ -1,0 +1,339 @@
+//! Memory that the program has mapped itself, managed for a while: adopted, and released.
+//!
+//! Adopted memory stays at its address. Its pages go to devices and come back like those of a
+//! [`Region`](crate::Region), and everything that takes an address takes its addresses. When it is
+//! released, every page is in RAM again where the program had it, and the space knows nothing of it.
+//!
+//! The steps of the way in, in this order:
+//!
+//! 1. What the kernel knows of the range is looked at; what does not fit is refused, and nothing has
+//!    been done.
+//! 2. Inside the gate (no fork comes between): the range gets numbers for its pages, and is registered.
+//!    From now on a touch of a missing page is served.
+//! 3. What is present becomes the space's, as pages in RAM, above the budget if need be.
+//! 4. The range is opened to requests: nobody takes a page for a hole that is not known yet.
+//!
+//! The way out goes from the front, some pages at a time, each step inside the gate on its own
+//! (`uhmm_core::adopt`). A fork between two steps finds the rest managed, in the child too. Threads of
+//! the program may touch any of it at any time, and find what they have written.
+//!
+//! It ends when all pages are home: one that its device does not give, that is held by a driver, or that
+//! is pinned is waited for.
+
+use crate::build::Space;
+use crate::device_memory::{DeviceId, Usage};
+use crate::migrate::{MigrateError, Migrated, Place};
+use crate::range::{RangeError, whole_pages};
+use crate::view::{View, ViewError};
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use uhmm_core::addr::{PageNo, PageRange};
+use uhmm_core::error;
+use uhmm_core::fault::Scratch;
+pub use uhmm_linux::adopt::Unfit;
+use uhmm_linux::adopt::Wishes;
+use uhmm_linux::signals::Blocked;
+use uhmm_linux::stack;
+
+/// Why memory is not adopted. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdoptError {
+    /// Something is wrong with the range.
+    Range(RangeError),
+    /// It is the calling thread's stack, or a part of that.
+    OwnStack,
+    /// It is not memory that can be adopted.
+    Unfit(Unfit),
+    /// It does not fit into what is left of the budget and the devices.
+    NoRoom {
+        /// Pages that are there.
+        pages: usize,
+        /// Pages that there is room for.
+        room: usize,
+    },
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(error) => error.fmt(f),
+            Self::OwnStack => f.write_str(
+                "the memory is this thread's stack: a thread cannot wait for its own stack",
+            ),
+            Self::Unfit(error) => error.fmt(f),
+            Self::NoRoom { pages, room } => write!(
+                f,
+                "{} KiB are there, and there is room for {} KiB: give a larger budget, or a device",
+                pages * 4,
+                room * 4
+            ),
+        }
+    }
+}
+
+impl std::error::Error for AdoptError {}
+
+impl From<RangeError> for AdoptError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl From<Unfit> for AdoptError {
+    fn from(error: Unfit) -> Self {
+        Self::Unfit(error)
+    }
+}
+
+/// Why [`Adopted::release`] has not released all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseError {
+    /// The time was over first: this many bytes are still adopted. Their devices do not give them, or
+    /// they are held or pinned.
+    StillAdopted(usize),
+    /// Called from a notifier, which must not call the space.
+    InNotifier,
+}
+
+impl fmt::Display for ReleaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StillAdopted(bytes) => write!(
+                f,
+                "{} KiB are still adopted: a device does not give a page, or it is held or pinned; try \
+                 again with more time",
+                bytes / 1024
+            ),
+            Self::InNotifier => error::RangeError::InNotifier.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ReleaseError {}
+
+/// Why a call that changes mappings is refused on adopted memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsAdopted;
+
+impl fmt::Display for IsAdopted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "some of the range is adopted: its mappings are the program's, release it first",
+        )
+    }
+}
+
+impl std::error::Error for IsAdopted {}
+
+/// Memory of the program's own that a space manages. See [`Space::adopt`].
+///
+/// Dropping it gives the memory back, and waits for that as long as it takes.
+pub struct Adopted {
+    space: Space,
+    address: usize,
+    len: usize,
+    /// The pages that have not been given back.
+    pages: PageRange,
+    wishes: Wishes,
+}
+
+impl Space {
+    /// Manages `len` bytes that the program has mapped itself, at their address: private anonymous
+    /// memory (a large block of `malloc`, a mapping, an arena) that may be read and written, on whole
+    /// pages. What is in it stays. Other threads may use it meanwhile.
+    ///
+    /// It counts towards the budget with all that is in RAM, and reclaim pushes out what is too much.
+    ///
+    /// # Errors
+    /// [`AdoptError`].
+    ///
+    /// # Safety
+    /// As long as it is adopted,
+    ///
+    /// - the memory stays mapped, with the protection that it has: nobody unmaps, remaps, locks or
+    ///   protects it, or keeps it out of children, and a block is not given back to its allocator;
+    /// - uhmm itself uses none of it: no device of the space, no notifier and no fault handler has its
+    ///   data there, and it is not the heap that they allocate from. (A block of its own is fine, the
+    ///   heap as a whole is not.)
+    ///
+    /// Nobody passes parts of it to a system call that takes no faults of user space in the kernel,
+    /// unless it is pinned.
+    pub unsafe fn adopt(&self, address: *mut u8, len: usize) -> Result<Adopted, AdoptError> {
+        let range = whole_pages(address as usize, len)?;
+        let (core, mmu) = (self.core(), self.core().mmu());
+        let own = stack::range();
+        if own.is_some_and(|own| range.start < own.end && own.start < range.end) {
+            return Err(AdoptError::OwnStack);
+        }
+        let wishes = mmu.check_fit(&range)?;
+        let (pages, room) = (mmu.count_present(range.clone()), core.room());
+        if pages > room {
+            return Err(AdoptError::NoRoom { pages, room });
+        }
+        let signals = Blocked::all();
+        let inside = core.inside().map_err(RangeError::from)?;
+        let unused = |pages| core.usage(pages) == Usage::default();
+        let adopted = Adopted {
+            space: self.clone(),
+            address: range.start,
+            len,
+            pages: mmu.number(range.clone(), unused)?,
+            wishes,
+        };
+        let served = mmu.serve(range);
+        if served.is_ok() {
+            inside.adopt(adopted.pages);
+            mmu.open_window(adopted.pages.start, true);
+        }
+        // What could not be registered wholly is given back, and that passes the gate by itself.
+        drop((inside, signals));
+        served?;
+        Ok(adopted)
+    }
+}
+
+/// Pages of the space have numbers: their addresses divided by 4096. Those of adopted memory have others,
+/// and what is said of pages in a migration's phases is said by number.
+impl Space {
+    /// The number of the page at `address`; `None` if this space does not manage it.
+    pub fn page_at(&self, address: usize) -> Option<PageNo> {
+        self.core().mmu().page_at(address)
+    }
+
+    /// Where the page with this number lies; `None` if it was adopted memory that has been released.
+    pub fn address_of(&self, page: PageNo) -> Option<usize> {
+        self.core().mmu().address_of(page)
+    }
+
+    /// A page by its address, whatever its number: for errors, which speak of addresses.
+    pub(crate) fn placed(&self, page: PageNo) -> PageNo {
+        self.address_of(page).map_or(page, PageNo::containing)
+    }
+}
+
+impl Adopted {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes; no adopted memory is so.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.address as *mut u8
+    }
+
+    /// The space that manages it.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// What has not been given back.
+    fn rest(&self) -> Range<usize> {
+        let end = self.address + self.len;
+        end - self.pages.bytes()..end
+    }
+
+    /// Migrates all of it, best effort page by page.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate(&self, to: Place) -> Result<Migrated, MigrateError> {
+        let rest = self.rest();
+        self.space.migrate(rest.start, rest.len(), to)
+    }
+
+    /// Where its pages are.
+    ///
+    /// # Errors
+    /// [`RangeError::Forking`].
+    pub fn usage(&self) -> Result<Usage, RangeError> {
+        let rest = self.rest();
+        self.space.usage(rest.start, rest.len())
+    }
+
+    /// Says whether it is mostly read: see [`crate::memory::Memory::read_mostly`].
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn read_mostly(&self, on: bool) -> Result<(), RangeError> {
+        let inside = self.space.core().inside()?;
+        Ok(inside.set_read_mostly(self.pages, on)?)
+    }
+
+    /// All of it, resident on a device: see [`View`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
+        let rest = self.rest();
+        self.space.view(rest.start, rest.len(), device)
+    }
+
+    /// Gives the memory back as it was: every page in RAM, at its address, whatever the budget says. A
+    /// page that its device has lost stays one whose touch is a SIGBUS. A call that fails has given a part
+    /// back, from the front, and another one goes on from there.
+    ///
+    /// # Errors
+    /// [`ReleaseError`], when `patience` is over first.
+    pub fn release(&mut self, patience: Duration) -> Result<(), ReleaseError> {
+        self.hand_back(Some(patience))
+    }
+
+    /// Gives back all that is left.
+    fn hand_back(&mut self, patience: Option<Duration>) -> Result<(), ReleaseError> {
+        if self.pages.len == 0 {
+            return Ok(());
+        }
+        let (space, start) = (self.space.clone(), Instant::now());
+        let (all, mmu) = (self.pages, space.core().mmu());
+        mmu.open_window(all.start, false);
+        let done = space.off_managed_stack(|| {
+            let mut scratch = Scratch::default();
+            while self.pages.len > 0 {
+                match self.step(&mut scratch) {
+                    Ok(0) | Err(error::RangeError::Forking) => {}
+                    Ok(_) => continue,
+                    Err(_) => return Err(ReleaseError::InNotifier),
+                }
+                if patience.is_some_and(|patience| start.elapsed() > patience) {
+                    return Err(ReleaseError::StillAdopted(self.pages.bytes()));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        if done.is_err() {
+            mmu.open_window(self.pages.start, true);
+            return done;
+        }
+        mmu.let_the_kernel_at(self.address..self.address + self.len, &self.wishes);
+        Ok(())
+    }
+
+    /// Gives back what comes next; returns how many pages.
+    fn step(&mut self, scratch: &mut Scratch) -> Result<usize, error::RangeError> {
+        // A signal's handler may touch the pages that this thread has in its hands.
+        let _signals = Blocked::all();
+        let core = self.space.core();
+        let mut let_go = |pages| core.mmu().let_go(pages);
+        let done = core.hand_back(self.pages, scratch, &mut let_go)?;
+        self.pages = PageRange::new(self.pages.start.plus(done), self.pages.len - done);
+        Ok(done)
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        let done = self.hand_back(None);
+        assert!(
+            done.is_ok() || std::thread::panicking(),
+            "adopted memory is dropped in a notifier, where it cannot be given back"
+        );
+    }
+}
