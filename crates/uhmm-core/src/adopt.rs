@@ -28,9 +28,10 @@ use crate::claims::{Run, Single};
 use crate::device::CopyOutError;
 use crate::entry::State;
 use crate::error::RangeError;
+use crate::events::Event;
 use crate::fault::Scratch;
 use crate::frames::BLOCK;
-use crate::mirror::Event;
+use crate::mirror;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::ranges::Inside;
 use crate::space::Space;
@@ -93,7 +94,7 @@ impl<M: Mmu> Space<M> {
     ) -> Result<usize, RangeError> {
         let _pass = self.gate.enter_soon(&self.mmu)?;
         let pages = PageRange::new(pages.start, pages.len.min(BLOCK));
-        let _changing = self.invalidating(pages, Event::Unmap);
+        let _changing = self.invalidating(pages, mirror::Event::Unmap);
         if matches!(self.state(pages.start), State::Exclusive { .. }) {
             self.end_exclusive(pages.start);
         }
@@ -172,6 +173,8 @@ impl<M: Mmu> Step<'_, M> {
                 Err(CopyOutError::Retry) => None,
                 Err(CopyOutError::Lost) => {
                     space.mmu.poison(page);
+                    let address = space.mmu.address(page);
+                    space.events.tell(Event::PagePoisoned { address });
                     space.stats().poisoned_pages.add(1);
                     Some(State::Poisoned)
                 }

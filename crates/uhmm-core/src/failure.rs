@@ -86,7 +86,7 @@ impl<M: Mmu> Space<M> {
     /// [`FailureError`]; nothing has changed.
     pub fn memory_failure(&self, page: PageNo) -> Result<Failure, FailureError> {
         let outcome = self.fail_page(page)?;
-        let address = page.address();
+        let address = self.mmu.address(page);
         self.events
             .tell(events::Event::MemoryFailure { address, outcome });
         Ok(outcome)
@@ -257,6 +257,7 @@ impl<M: Mmu> Space<M> {
         self.mmu.poison(page);
         claimed.settle(State::Poisoned);
         self.stats().poisoned_pages.add(1);
-        self.events.tell(events::Event::poisoned(page));
+        let address = self.mmu.address(page);
+        self.events.tell(events::Event::PagePoisoned { address });
     }
 }

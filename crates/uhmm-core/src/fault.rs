@@ -444,7 +444,8 @@ impl<M: Mmu> Space<M> {
         run.settle(1, |_| State::Poisoned);
         drop(run);
         self.stats().poisoned_pages.add(1);
-        self.events.tell(events::Event::poisoned(page));
+        let address = self.mmu.address(page);
+        self.events.tell(events::Event::PagePoisoned { address });
         self.served(page)
     }
 

@@ -123,6 +123,12 @@ pub trait Mmu: Send + Sync {
     /// Whether the program may write to the present `page`.
     fn is_writable(&self, page: PageNo) -> bool;
 
+    /// Where the program has a page: for what devices and people are told of it. Pages side by side need
+    /// not lie so.
+    fn address(&self, page: PageNo) -> usize {
+        page.address()
+    }
+
     /// Makes threads that wait for a fault in `pages` touch them again.
     fn wake(&self, pages: PageRange);
 

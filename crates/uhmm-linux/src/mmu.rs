@@ -528,6 +528,10 @@ impl Mmu for LinuxMmu {
         }
     }
 
+    fn address(&self, page: PageNo) -> usize {
+        self.address_of(page).unwrap_or(page.address())
+    }
+
     fn wake(&self, pages: PageRange) {
         self.places(pages, |_, place| {
             let result = self.uffd.wake(place);

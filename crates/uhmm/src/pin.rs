@@ -10,7 +10,7 @@ use crate::range::RangeError;
 use crate::region::Region;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
+use uhmm_core::addr::{PAGE_SIZE, PageRange};
 use uhmm_core::fault::Scratch;
 use uhmm_core::pin;
 use uhmm_linux::mmu::LinuxMmu;
@@ -203,8 +203,7 @@ impl Space {
             let mut scratch = Scratch::default();
             take(self.core(), pages, flags, &mut scratch)
         });
-        let address_of = |page| self.address_of(page).map_or(page, PageNo::containing);
-        let pages = pages.map_err(|error| error.placed(address_of))?;
+        let pages = pages.map_err(|error| error.placed(|page| self.placed(page)))?;
         // From now on the range stays mapped; it may have been unmapped since the look at it.
         accessible()?;
         Ok(Pin {

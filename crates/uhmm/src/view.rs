@@ -149,7 +149,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// The address of the first byte.
     pub fn address(&self) -> usize {
-        self.core.pages().start.address()
+        self.core.address()
     }
 
     /// Bytes.
@@ -218,7 +218,8 @@ impl Space {
         device: DeviceId,
     ) -> Result<View<'_>, ViewError> {
         let pages = self.pages(address, len, true)?;
-        let core = self.off_managed_stack(|| self.core().view(device.0, pages))?;
+        let core = self.off_managed_stack(|| self.core().view(device.0, pages));
+        let core = core.map_err(|error| error.placed(|page| self.placed(page)))?;
         Ok(View { core })
     }
 }

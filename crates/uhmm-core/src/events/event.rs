@@ -127,11 +127,15 @@ pub struct Told {
 
 impl Event {
     /// What a migration came to, the first of whose pages was `first`; `None`: it has moved nothing.
-    pub(crate) fn migrated(first: Option<Page>, done: Migrated) -> Option<Self> {
+    pub(crate) fn migrated(
+        first: Option<Page>,
+        address_of: impl Fn(PageNo) -> usize,
+        done: Migrated,
+    ) -> Option<Self> {
         let place = |at: DeviceAddr| Place::Device(DeviceId(at.device));
         let first = first.filter(|_| done.migrated > 0)?;
         Some(Self::Migrated {
-            address: first.page.address(),
+            address: address_of(first.page),
             pages: done.migrated,
             left: done.left,
             from: match first.source.from {
@@ -160,12 +164,6 @@ impl Event {
             chunk: chunk.map(|chunk| chunk as u32),
             left,
         }
-    }
-
-    /// A page is lost.
-    pub(crate) fn poisoned(page: PageNo) -> Self {
-        let address = page.address();
-        Self::PagePoisoned { address }
     }
 
     /// Pages were mapped.

@@ -215,7 +215,8 @@ impl<M: Mmu> Hands<'_, M> {
         space.mmu.poison(page);
         claimed.settle(State::Poisoned);
         space.stats().poisoned_pages.add(1);
-        space.events.tell(Event::poisoned(page));
+        let address = space.mmu.address(page);
+        space.events.tell(Event::PagePoisoned { address });
         if let Origin::Device { at, held } = origin {
             held.leave(space.device_stats(at.device));
         }
