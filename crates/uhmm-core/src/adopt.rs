@@ -31,6 +31,7 @@ use crate::error::RangeError;
 use crate::events::Event;
 use crate::fault::Scratch;
 use crate::frames::BLOCK;
+use crate::hints::Hints;
 use crate::mirror;
 use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::ranges::Inside;
@@ -195,7 +196,7 @@ impl<M: Mmu> Step<'_, M> {
         let gone = len > 0 && let_go(self.run.pages());
         if gone {
             // Hints are gone with what they were given for.
-            space.hints.set_read_mostly(self.run.pages(), false);
+            space.hints.set(self.run.pages(), Hints::NONE);
         }
         let now = &self.now;
         self.run

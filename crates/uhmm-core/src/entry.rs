@@ -20,7 +20,7 @@
 //! to Migrating. Only the holder of the `Claim` takes it out of Migrating again, by
 //! `EntryTable::settle`, or back to where it was by `EntryTable::restore`. So a page is in the hands of one
 //! thread at a time, and no lock is held across copies and system calls. The exceptions are single
-//! compare-and-swaps on a settled word: one clears the referenced bit, two count pins up and down.
+//! compare-and-swaps on a settled word: one sets or clears the referenced bit, two count pins up and down.
 //!
 //! A pinned page may be claimed only by who leaves it where it is ([`crate::claims`] sees to that),
 //! and its pins outlast the claim: they stay in the word. So a pin is a promise that the page stays,
@@ -381,6 +381,16 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         }
     }
 
+    /// Gives a page in RAM its second chance again.
+    pub(crate) fn set_referenced(&self, page: PageNo) {
+        let seen = self.load(page);
+        if matches!(seen.state(), State::System { .. }) {
+            let _ = self
+                .word(page)
+                .compare_exchange(seen.0, seen.0 | REFERENCED, AcqRel, Relaxed);
+        }
+    }
+
     /// Asks to be woken when the migration that `seen` shows has ended. `false`: it has; look
     /// again.
     pub(crate) fn want(&self, page: PageNo, seen: Word) -> bool {
@@ -423,12 +433,17 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         self.next_chunk(from, end, u64::from(u32::MAX) << 32)
     }
 
+    /// The next page at or after `from`, before `end`, in a chunk with pages that are not None.
+    pub(crate) fn next_used(&self, from: PageNo, end: PageNo) -> Option<PageNo> {
+        self.next_chunk(from, end, u64::from(u32::MAX))
+    }
+
     /// Calls `each` for the pages of `pages` whose entries are not None. Pages that have no entry
     /// are passed over.
     pub(crate) fn for_each_used(&self, pages: PageRange, mut each: impl FnMut(PageNo, Word)) {
         let mut at = pages.start.max(self.range.start);
         let end = pages.end().min(self.range.end()).max(at);
-        while let Some(page) = self.next_chunk(at, end, u64::from(u32::MAX)) {
+        while let Some(page) = self.next_used(at, end) {
             let rest_of_chunk = CHUNK - self.index(page) % CHUNK;
             let stop = page.plus(rest_of_chunk).min(end);
             for page in PageRange::new(page, (stop.0 - page.0) as usize).iter() {

@@ -124,7 +124,7 @@ impl<M: Mmu> Space<M> {
         self.look(page, access, scratch)
     }
 
-    fn look(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
+    pub(crate) fn look(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
         let seen = self.entries.load(page);
         match seen.state() {
             State::Migrating if self.entries.want(page, seen) => Outcome::Served,
@@ -218,12 +218,14 @@ impl<M: Mmu> Space<M> {
         let fresh = seen == State::None;
         let kept = |page, state: State| {
             let at = state.device_page();
-            self.hints.read_mostly(page) && at.is_some_and(|at| self.keeps(at))
+            self.hints.of(page).read_mostly && at.is_some_and(|at| self.keeps(at))
         };
         let keep = access == Access::Read && kept(page, seen);
         let same = |i, state| match state {
             State::None => fresh,
-            State::Private(_) => !fresh && (!keep || kept(page.plus(i), state)),
+            State::Private(_) => {
+                !fresh && (access != Access::Read || kept(page.plus(i), state) == keep)
+            }
             _ => false,
         };
         let mut run = Run::collect(self, page, self.around.window(page), same);

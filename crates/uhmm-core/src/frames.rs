@@ -327,7 +327,8 @@ pub(crate) fn first_slot(block: u32) -> FrameNo {
     FrameNo(block * BLOCK as u32)
 }
 
-fn place(slot: FrameNo) -> (usize, u64) {
+/// The block that `slot` is in, and its bit there.
+pub(crate) fn place(slot: FrameNo) -> (usize, u64) {
     (slot.0 as usize / BLOCK, 1 << (slot.0 as usize % BLOCK))
 }
 

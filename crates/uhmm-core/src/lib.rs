@@ -23,7 +23,7 @@ pub mod fault;
 pub mod fork;
 pub mod frames;
 mod gate;
-mod hints;
+pub mod hints;
 pub mod hold;
 #[allow(unsafe_code)]
 pub mod lock;

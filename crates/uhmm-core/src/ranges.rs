@@ -9,6 +9,7 @@ use crate::entry::State;
 use crate::error::RangeError;
 use crate::frames::BLOCK;
 use crate::gate::Pass;
+use crate::hints::Hints;
 use crate::mirror::{Event, Invalidating};
 use crate::mmu::{Mmu, Stop, Tracking};
 use crate::space::Space;
@@ -70,16 +71,53 @@ impl<M: Mmu> Inside<'_, M> {
         Ok(())
     }
 
-    /// Says whether `pages` are mostly read. Then a device keeps its copy of what is read, and to push
-    /// an unmodified page out again copies nothing; the first write to such a page costs a fault.
+    /// What is wanted of `pages`, run by run.
     ///
     /// # Errors
     /// [`RangeError::NotManaged`].
-    pub fn set_read_mostly(&self, pages: PageRange, on: bool) -> Result<(), RangeError> {
+    pub fn hints(&self, pages: PageRange) -> Result<Vec<(PageRange, Hints)>, RangeError> {
         if !self.space.range().covers(pages) {
             return Err(RangeError::NotManaged);
         }
-        self.space.hints.set_read_mostly(pages, on);
+        let mut runs: Vec<(PageRange, Hints)> = Vec::new();
+        for (run, hints) in self.space.hints.runs(pages) {
+            match runs.last_mut() {
+                Some((last, same)) if *same == hints => last.len += run.len,
+                _ => runs.push((run, hints)),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Gives `pages` these hints, in place of those that they have.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`].
+    pub fn set_hints(&self, pages: PageRange, hints: Hints) -> Result<(), RangeError> {
+        if !self.space.range().covers(pages) {
+            return Err(RangeError::NotManaged);
+        }
+        self.space.hints.set(pages, hints);
+        Ok(())
+    }
+
+    /// Takes the second chance of `pages` away: reclaim takes them before others, when RAM is short.
+    ///
+    /// # Errors
+    /// [`RangeError::NotManaged`].
+    pub fn cool(&self, pages: PageRange) -> Result<(), RangeError> {
+        if !self.space.range().covers(pages) {
+            return Err(RangeError::NotManaged);
+        }
+        let entries = &self.space.entries;
+        entries.for_each_used(pages, |page, seen| {
+            if let State::System {
+                referenced: true, ..
+            } = seen.state()
+            {
+                entries.clear_referenced(page, seen);
+            }
+        });
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! say all that it needs. Neighbouring regions with the same attributes are one.
 
 use crate::addr::{PageNo, PageRange};
+use crate::hints::Hints;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What holds for all pages of a region.
@@ -17,8 +18,8 @@ pub struct Attributes {
     pub not_in_child: bool,
     /// The pages are not ours to manage: something else was mapped over them.
     pub foreign: bool,
-    /// Devices keep their copies of what is read.
-    pub read_mostly: bool,
+    /// What the program wants of the pages.
+    pub hints: Hints,
 }
 
 /// The regions of a space. See the module's head.
@@ -210,7 +211,7 @@ mod tests {
         wipe_on_fork: false,
         not_in_child: false,
         foreign: false,
-        read_mostly: false,
+        hints: Hints::NONE,
     };
     const READ: Attributes = Attributes {
         protection: 1,

@@ -9,7 +9,7 @@ use crate::events::{Event, Events};
 use crate::fork::ForkLog;
 use crate::frames::FramePool;
 use crate::gate::Gate;
-use crate::hints::Hints;
+use crate::hints::{HintTable, Hints};
 use crate::lock::Lock;
 use crate::memory_type::MemoryType;
 use crate::migrate::Buffers;
@@ -43,7 +43,7 @@ pub struct Space<M: Mmu> {
     pub(crate) buffers: Buffers,
     /// Pages in RAM that have a duplicate on a device.
     pub(crate) duplicates: AtomicUsize,
-    pub(crate) hints: Hints<M::Table>,
+    pub(crate) hints: HintTable<M::Table>,
     pub(crate) events: Arc<Events<M::Table>>,
     pub(crate) gate: Gate,
     pub(crate) around: Around,
@@ -80,13 +80,13 @@ impl<M: Mmu> Space<M> {
         let table = |len| mmu.table(len);
         let entries = EntryTable::new(range, table).ok_or(BuildError::NoAddressSpace)?;
         let pool = FramePool::new(budget_pages, table).ok_or(BuildError::NoAddressSpace)?;
-        let hints = Hints::new(range, table).ok_or(BuildError::NoAddressSpace)?;
+        let hints = HintTable::new(range, table).ok_or(BuildError::NoAddressSpace)?;
         let events = Events::new(table).ok_or(BuildError::NoAddressSpace)?;
         mmu.stats()
             .ram_budget_bytes
             .set((budget_pages * crate::addr::PAGE_SIZE) as u64);
         let space = Self {
-            reclaim: Reclaim::new(range.start, budget_pages),
+            reclaim: Reclaim::new(range, budget_pages),
             mmu,
             entries,
             pool,
@@ -164,6 +164,20 @@ impl<M: Mmu> Space<M> {
     pub fn device_info(&self, device: u8) -> Option<(&DeviceInfo, Standing)> {
         let memory = self.find_device(device)?;
         Some((memory.info(), memory.standing()))
+    }
+
+    /// Whether a device was removed, or has failed for good: nothing goes there any more.
+    pub fn is_removed(&self, device: u8) -> bool {
+        self.find_device(device).is_some_and(DeviceMemory::is_dying)
+    }
+
+    /// What the program wants of a page.
+    pub fn hints(&self, page: PageNo) -> Hints {
+        if self.range().contains(page) {
+            self.hints.of(page)
+        } else {
+            Hints::NONE
+        }
     }
 
     /// The device with this number, if there is one.

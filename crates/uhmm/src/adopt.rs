@@ -22,6 +22,7 @@
 
 use crate::build::Space;
 use crate::device_memory::{DeviceId, Usage};
+use crate::hint::{Hint, HintError};
 use crate::migrate::{MigrateError, Migrated, Place};
 use crate::range::{RangeError, whole_pages};
 use crate::view::{View, ViewError};
@@ -257,13 +258,13 @@ impl Adopted {
         self.space.usage(rest.start, rest.len())
     }
 
-    /// Says whether it is mostly read: see [`crate::memory::Memory::read_mostly`].
+    /// Gives all of it a hint: see [`Space::advise`].
     ///
     /// # Errors
-    /// [`RangeError`].
-    pub fn read_mostly(&self, on: bool) -> Result<(), RangeError> {
-        let inside = self.space.core().inside()?;
-        Ok(inside.set_read_mostly(self.pages, on)?)
+    /// [`HintError`].
+    pub fn advise(&self, hint: Hint) -> Result<Migrated, HintError> {
+        let rest = self.rest();
+        self.space.advise(rest.start, rest.len(), hint)
     }
 
     /// All of it, resident on a device: see [`View`].

@@ -8,6 +8,7 @@ use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::device::Owner;
 use uhmm_core::entry::State;
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::hints::Hints;
 use uhmm_core::stats::Stats;
 use uhmm_linux::mmu::DESCRIPTORS;
 
@@ -31,6 +32,11 @@ impl<'a> Internals<'a> {
     /// The state of a page now.
     pub fn state(&self, page: PageNo) -> State {
         self.0.state(page)
+    }
+
+    /// What the program wants of a page.
+    pub fn hints(&self, page: PageNo) -> Hints {
+        self.0.hints(page)
     }
 
     /// The running counters. For programs there is [`Space::statistics`].

@@ -59,6 +59,7 @@ mod build;
 mod device_memory;
 pub mod events;
 mod fork;
+mod hint;
 #[doc(hidden)]
 pub mod internals;
 pub mod memory;
@@ -81,6 +82,7 @@ pub use adopt::{AdoptError, Adopted, IsAdopted, ReleaseError, Unfit};
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;
 pub use events::{Event, Events};
+pub use hint::{Hint, HintError};
 pub use migrate::{MigrateError, Migrated, Place};
 pub use pin::{Pin, PinError, PinFlags, Pinned, PinnedMut};
 pub use policy::{Applied, PolicyError};

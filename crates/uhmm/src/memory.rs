@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error::RangeError;
 use uhmm_core::events;
+use uhmm_core::hints::Hints;
 use uhmm_core::mirror::Event;
 use uhmm_core::ranges::Inside;
 use uhmm_core::regions::{Attributes, Regions};
@@ -250,8 +251,8 @@ impl Memory {
             if was.foreign {
                 self.reclaim_foreign(piece)?;
             } else {
-                if was.read_mostly {
-                    call.inside.set_read_mostly(piece, false).map_err(to_io)?;
+                if was.hints != Hints::NONE {
+                    call.inside.set_hints(piece, Hints::NONE).map_err(to_io)?;
                 }
                 call.inside.release_device_pages(piece).map_err(to_io)?;
                 self.core.mmu().protect(piece, Protection::empty())?;
@@ -345,44 +346,88 @@ impl Memory {
         self.change(address, len, |attributes| attributes.not_in_child = leave)
     }
 
+    /// Makes the pages of a range, all of which must be mapped, the first that reclaim takes, when RAM is
+    /// short; until they are brought in anew. Calls no device: [`Hint::DoNotNeed`](crate::Hint) does more.
+    ///
+    /// # Errors
+    /// As [`Memory::protect`]; what is mapped is cooled.
+    pub fn cool(&self, address: usize, len: usize) -> io::Result<()> {
+        let call = self.call()?;
+        let pages = self.pages(address, len, &call.regions)?;
+        for (piece, attributes) in call.regions.pieces(pages) {
+            if !attributes.foreign {
+                call.inside.cool(piece).map_err(to_io)?;
+            }
+        }
+        if call.regions.covers(pages) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
+    }
+
     /// Says whether a range is mostly read. Then a device keeps its copy of what is read there, and
     /// to push an unmodified page out again copies nothing; the first write to such a page costs one
     /// more fault. The hint is gone when the range is unmapped.
     ///
     /// # Errors
-    /// As [`Memory::wipe_on_fork`].
+    /// As [`Memory::protect`], with nothing changed.
     pub fn read_mostly(&self, address: usize, len: usize, on: bool) -> io::Result<()> {
-        self.change(address, len, |attributes| attributes.read_mostly = on)?;
-        let call = self.call()?;
+        let mut call = self.call()?;
         let pages = self.pages(address, len, &call.regions)?;
-        for (piece, attributes) in call.regions.pieces(pages) {
-            call.inside
-                .set_read_mostly(piece, attributes.read_mostly)
-                .map_err(to_io)?;
-        }
-        Ok(())
+        let read_mostly = |hints| Hints {
+            read_mostly: on,
+            ..hints
+        };
+        hint(&mut call, pages, read_mostly).map_err(|error| match error {
+            crate::RangeError::Hole => io::ErrorKind::OutOfMemory.into(),
+            _ => io::ErrorKind::InvalidInput.into(),
+        })
     }
 
-    /// The regions within `pages`, with their attributes; waits a bounded time for other threads that are
-    /// at the regions, since they may wait for a migration that the caller has in its hands.
+    /// Changes what is wanted of a range, all of which is ours. As a driver's thread waits: see
+    /// [`Memory::call_soon`].
+    pub(crate) fn hint(
+        &self,
+        pages: PageRange,
+        change: impl Fn(Hints) -> Hints,
+    ) -> Result<(), crate::RangeError> {
+        let call = self.call_soon();
+        let mut call = call.map_err(crate::range::refused)?;
+        hint(&mut call, pages, change)
+    }
+
+    /// The regions within `pages`, with their attributes. As a driver's thread waits: see
+    /// [`Memory::call_soon`].
     pub(crate) fn pieces(&self, pages: PageRange) -> io::Result<Vec<(PageRange, Attributes)>> {
+        Ok(self.call_soon()?.regions.pieces(pages).collect())
+    }
+
+    /// Waits a bounded time for other threads that are at the regions, since they may wait for a
+    /// migration that the caller has in its hands.
+    fn call_soon(&self) -> io::Result<Call<'_>> {
         let start = Instant::now();
         loop {
             let signals = Blocked::all();
             // The lock is taken inside the gate, as by `call`.
             let inside = self.core.inside().map_err(to_io)?;
-            match self.regions.try_lock() {
-                Ok(regions) => return Ok(regions.pieces(pages).collect()),
-                Err(TryLockError::Poisoned(regions)) => {
-                    return Ok(regions.into_inner().pieces(pages).collect());
-                }
+            let regions = match self.regions.try_lock() {
+                Ok(regions) => regions,
+                Err(TryLockError::Poisoned(regions)) => regions.into_inner(),
                 Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                Err(TryLockError::WouldBlock) => {}
-            }
-            drop((inside, signals));
-            std::thread::sleep(Duration::from_millis(1));
+                Err(TryLockError::WouldBlock) => {
+                    drop((inside, signals));
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+            };
+            return Ok(Call {
+                regions,
+                inside,
+                _signals: signals,
+            });
         }
     }
 
@@ -444,12 +489,13 @@ impl Memory {
         if new_pages == 0 || old.len == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut pieces = call.regions.pieces(old);
-        let like = match (pieces.next(), pieces.next()) {
-            (Some((piece, like)), None) if piece == old && !like.foreign => like,
-            _ => return Err(io::ErrorKind::NotFound.into()),
+        let pieces: Vec<_> = call.regions.pieces(old).collect();
+        let like = one_kind(&pieces, old).ok_or(io::ErrorKind::NotFound)?;
+        // What is new has no hints until it is there.
+        let plain = Attributes {
+            hints: Hints::NONE,
+            ..like
         };
-        drop(pieces);
         let protection = Protection::from_bits_retain(like.protection);
         if to.is_none() && !keep {
             if new_pages <= old.len {
@@ -458,11 +504,9 @@ impl Memory {
                 return Ok(address);
             }
             let more = PageRange::new(old.end(), new_pages - old.len);
-            if more.end() <= call.regions.range().end() && call.regions.take_at(more, like) {
-                if like.read_mostly {
-                    call.inside.set_read_mostly(more, true).map_err(to_io)?;
-                }
+            if more.end() <= call.regions.range().end() && call.regions.take_at(more, plain) {
                 self.grant(&mut call, more, protection)?;
+                hint(&mut call, more, |_| like.hints).map_err(io::Error::other)?;
                 return Ok(address);
             }
         }
@@ -481,14 +525,18 @@ impl Memory {
                     return Err(io::ErrorKind::InvalidInput.into());
                 }
                 self.clear(&mut call, new)?;
-                call.regions.take_at(new, like).then_some(new)
+                call.regions.take_at(new, plain).then_some(new)
             }
-            None => call.regions.take(new_pages, 1, like),
+            None => call.regions.take(new_pages, 1, plain),
         };
         let new = new.ok_or(io::ErrorKind::OutOfMemory)?;
         self.grant(&mut call, new, protection)?;
-        if like.read_mostly {
-            call.inside.set_read_mostly(new, true).map_err(to_io)?;
+        hint(&mut call, new, |_| like.hints).map_err(io::Error::other)?;
+        for (piece, was) in pieces {
+            let at = (piece.start.0 - old.start.0) as usize;
+            let len = piece.len.min(new.len.saturating_sub(at));
+            let there = PageRange::new(new.start.plus(at), len);
+            hint(&mut call, there, |_| was.hints).map_err(io::Error::other)?;
         }
         let moved = PageRange::new(old.start, old.len.min(new.len));
         call.inside.relocate(moved, new.start).map_err(to_io)?;
@@ -613,8 +661,43 @@ fn attributes(protection: Protection) -> Attributes {
         wipe_on_fork: false,
         not_in_child: false,
         foreign: false,
-        read_mostly: false,
+        hints: Hints::NONE,
     }
+}
+
+/// Gives `pages`, all of which are ours, the hints that `change` makes of those that they have.
+fn hint(
+    call: &mut Call<'_>,
+    pages: PageRange,
+    change: impl Fn(Hints) -> Hints,
+) -> Result<(), crate::RangeError> {
+    let pieces: Vec<_> = call.regions.pieces(pages).collect();
+    crate::range::check(pages, &pieces, false)?;
+    for (piece, was) in pieces {
+        let hints = change(was.hints);
+        if hints != was.hints {
+            let set = call.inside.set_hints(piece, hints);
+            set.map_err(|_| crate::RangeError::Foreign)?;
+        }
+    }
+    call.regions.change(pages, |attributes| {
+        attributes.hints = change(attributes.hints)
+    });
+    Ok(())
+}
+
+/// What all of `pages` have in common, if they are ours, all there, and differ in their hints alone: with
+/// the hints of the last.
+fn one_kind(pieces: &[(PageRange, Attributes)], pages: PageRange) -> Option<Attributes> {
+    let like = pieces.last()?.1;
+    let same = |(_, is): &(PageRange, Attributes)| {
+        Attributes {
+            hints: like.hints,
+            ..*is
+        } == like
+    };
+    let len: usize = pieces.iter().map(|(piece, _)| piece.len).sum();
+    (len == pages.len && !like.foreign && pieces.iter().all(same)).then_some(like)
 }
 
 fn to_io(error: RangeError) -> io::Error {

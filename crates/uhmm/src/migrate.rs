@@ -112,13 +112,28 @@ impl Space {
                 return Err(MigrateError::DoesNotMigrate);
             }
         }
+        self.migrate_pages(pages, to, true)
+    }
+
+    /// Migrates pages; without `holes`, what was never touched stays so.
+    pub(crate) fn migrate_pages(
+        &self,
+        pages: PageRange,
+        to: Place,
+        holes: bool,
+    ) -> Result<Migrated, MigrateError> {
         let mut sum = Migrated::default();
-        let mut at = pages.start;
-        while at < pages.end() {
+        let skips = !holes || to == Place::Ram;
+        let next = |at| match skips {
+            true => self.core().next_used(at, pages.end()),
+            false => Some(at).filter(|&at| at < pages.end()),
+        };
+        let mut after = pages.start;
+        while let Some(at) = next(after) {
             // Batches end where 2 MiB do, so that a device can be given blocks of that size.
             let whole = BATCH - at.0 as usize % BATCH;
             let batch = PageRange::new(at, whole.min((pages.end().0 - at.0) as usize));
-            let done = match self.migrate_batch(batch, to) {
+            let done = match self.migrate_batch(batch, to, holes) {
                 // What has gone has gone: the rest is left.
                 Err(_) if sum.migrated > 0 => {
                     sum.left += (pages.end().0 - at.0) as usize;
@@ -128,12 +143,17 @@ impl Space {
             };
             sum.migrated += done.migrated;
             sum.left += done.left;
-            at = batch.end();
+            after = batch.end();
         }
         Ok(sum)
     }
 
-    fn migrate_batch(&self, pages: PageRange, to: Place) -> Result<Migrated, MigrateError> {
+    fn migrate_batch(
+        &self,
+        pages: PageRange,
+        to: Place,
+        holes: bool,
+    ) -> Result<Migrated, MigrateError> {
         let devices = Select::DEVICE_PRIVATE | Select::DEVICE_COHERENT;
         let mut args = migrate::MigrateVma {
             pages,
@@ -150,10 +170,14 @@ impl Space {
         args.select = Select::SYSTEM | devices;
         args.except = Some(device);
         let mut migration = self.core().migrate_vma(&args)?;
-        if migration.selected().next().is_some() {
+        let is_hole = |page: &Page| page.source.from == From::Hole;
+        let skipped = if holes { 0 } else { migration.skip_if(is_hole) };
+        if migration.selected().any(|page| page.source.migrate) {
             migration.allocate(device).map_err(MigrateError::Device)?;
         }
-        Ok(migration.copy().pages().finalize())
+        let mut done = migration.copy().pages().finalize();
+        done.left -= skipped;
+        Ok(done)
     }
 
     /// Begins a migration of a range that the caller takes through its phases itself, as a driver

@@ -8,6 +8,7 @@ use std::ops::Range;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
 use uhmm_core::mirror::{Permission, Permissions};
+use uhmm_core::regions::Attributes;
 
 /// What is wrong with a range. Nothing has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl From<error::RangeError> for RangeError {
 }
 
 /// Why the regions cannot be looked at.
-fn refused(error: io::Error) -> RangeError {
+pub(crate) fn refused(error: io::Error) -> RangeError {
     match error.kind() {
         io::ErrorKind::Deadlock => RangeError::InNotifier,
         _ => RangeError::Forking,
@@ -103,18 +104,17 @@ impl Space {
             return Ok(adopted);
         }
         let pages = self.page_range(address, len)?;
-        let pieces = self.memory().pieces(pages);
-        let pieces = pieces.map_err(refused)?;
-        if pieces.iter().any(|(_, attributes)| attributes.foreign) {
-            return Err(RangeError::Foreign);
-        }
-        if pieces.iter().map(|(piece, _)| piece.len).sum::<usize>() != pages.len {
-            return Err(RangeError::Hole);
-        }
-        if accessible && pieces.iter().any(|(_, is)| is.protection == 0) {
-            return Err(RangeError::NoAccess);
-        }
+        check(pages, &self.pieces(pages)?, accessible)?;
         Ok(pages)
+    }
+
+    /// The regions within `pages`, with their attributes.
+    pub(crate) fn pieces(
+        &self,
+        pages: PageRange,
+    ) -> Result<Vec<(PageRange, Attributes)>, RangeError> {
+        let pieces = self.memory().pieces(pages);
+        pieces.map_err(refused)
     }
 
     /// The pages of a range of the space, whatever is mapped there.
@@ -156,9 +156,10 @@ impl Space {
             };
             return Ok(vec![(pages, all)]);
         }
-        let pieces = self.memory().pieces(pages);
-        let pieces = pieces.map_err(refused)?;
-        let ours = pieces.into_iter().filter(|(_, is)| !is.foreign);
+        let ours = self
+            .pieces(pages)?
+            .into_iter()
+            .filter(|(_, is)| !is.foreign);
         let allowed = ours.map(|(piece, is)| {
             let protection = Protection::from_bits_retain(is.protection);
             let permission = Permission {
@@ -170,4 +171,22 @@ impl Space {
         });
         Ok(allowed.collect())
     }
+}
+
+/// Whether `pages` are all within `pieces`, and ours; with `accessible`, and the program may touch them.
+pub(crate) fn check(
+    pages: PageRange,
+    pieces: &[(PageRange, Attributes)],
+    accessible: bool,
+) -> Result<(), RangeError> {
+    if pieces.iter().any(|(_, attributes)| attributes.foreign) {
+        return Err(RangeError::Foreign);
+    }
+    if pieces.iter().map(|(piece, _)| piece.len).sum::<usize>() != pages.len {
+        return Err(RangeError::Hole);
+    }
+    if accessible && pieces.iter().any(|(_, is)| is.protection == 0) {
+        return Err(RangeError::NoAccess);
+    }
+    Ok(())
 }

@@ -39,7 +39,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "the hint is not looked at, and all pages have it",
         edits: &[edit(
             FAULT,
-            "            self.hints.read_mostly(page) && at.is_some_and(|at| self.keeps(at))",
+            "            self.hints.of(page).read_mostly && at.is_some_and(|at| self.keeps(at))",
             "            let _ = page;\n            at.is_some_and(|at| self.keeps(at))",
         )],
         tests: rules("only_hinted_pages"),
@@ -49,7 +49,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "the hint is not looked at, and no page has it",
         edits: &[edit(
             FAULT,
-            "            self.hints.read_mostly(page) && at.is_some_and(|at| self.keeps(at))",
+            "            self.hints.of(page).read_mostly && at.is_some_and(|at| self.keeps(at))",
             "            let _ = page;\n            at.is_some_and(|at| self.keeps(at)) && false",
         )],
         tests: rules("what_was_only_read"),
@@ -59,8 +59,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "pages that are brought in ahead have the hint of the first",
         edits: &[edit(
             FAULT,
-            "(!keep || kept(page.plus(i), state))",
-            "(!keep || i < usize::MAX && kept(page, state))",
+            "(access != Access::Read || kept(page.plus(i), state) == keep)",
+            "(access != Access::Read || i < usize::MAX && kept(page, state) == keep)",
         )],
         tests: rules("only_hinted_pages"),
     },

@@ -191,8 +191,10 @@ pub unsafe extern "C" fn mprotect(at: *mut c_void, len: size_t, prot: c_int) -> 
 
 /// Linux `madvise`.
 ///
-/// Advice that only hints (huge pages, merging, read-ahead, dumps) succeeds and does nothing on
-/// managed memory: who is to be in RAM is decided here.
+/// `MADV_COLD` and `MADV_PAGEOUT` make pages the first that reclaim takes, when RAM is short: to push them
+/// out now would call into devices, which the program's threads must not do. Other advice that only hints
+/// (huge pages, merging, read-ahead, dumps) succeeds and does nothing on managed memory: who is to be in
+/// RAM is decided here.
 ///
 /// # Safety
 /// As in C.
@@ -227,6 +229,7 @@ pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) ->
         libc::MADV_DONTFORK => status(unsafe { memory.leave_out_of_fork(start, len, true) }),
         // SAFETY: the caller of the C function answers for what is there, as in C.
         libc::MADV_DOFORK => status(unsafe { memory.leave_out_of_fork(start, len, false) }),
+        libc::MADV_COLD | libc::MADV_PAGEOUT => status(memory.cool(start, len)),
         libc::MADV_NORMAL
         | libc::MADV_RANDOM
         | libc::MADV_SEQUENTIAL
@@ -237,8 +240,6 @@ pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) ->
         | libc::MADV_UNMERGEABLE
         | libc::MADV_DODUMP
         | libc::MADV_DONTDUMP
-        | libc::MADV_COLD
-        | libc::MADV_PAGEOUT
         | libc::MADV_COLLAPSE => match contents {
             Contents::Holes => status(Err(io::ErrorKind::OutOfMemory.into())),
             _ => 0,

@@ -8,6 +8,7 @@ use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
 use crate::pagemap::DeviceMemory;
 use crate::space::Space;
+use crate::stats::MAX_DEVICES;
 use crate::store::Stored;
 use arrayvec::ArrayVec;
 use std::collections::VecDeque;
@@ -50,7 +51,7 @@ impl<M: Mmu> Space<M> {
         let Some(block) = self.reclaim.queue.lock().blocks.pop_front() else {
             return Cleaned::Nothing;
         };
-        let cleaned = self.clean_pages(block);
+        let cleaned = self.clean_pages(block, u64::MAX);
         self.pool.shed(block, self.stats(), |slot, len| {
             self.mmu.drop_frames(slot, len)
         });
@@ -79,29 +80,65 @@ impl<M: Mmu> Space<M> {
         })
     }
 
-    /// Copy, install, finalize: what is in limbo in `block`, to the first devices that have room.
-    fn clean_pages(&self, block: u32) -> Cleaned {
+    /// Those of them that a page may prefer: not what is being emptied.
+    fn preferable(&self) -> impl Iterator<Item = (u8, &DeviceMemory<M::Table>)> {
+        self.takers()
+            .filter(|(_, memory)| !memory.is_being_emptied())
+    }
+
+    /// Copy, install, finalize: what of the slots `bits` of `block` is in limbo, to the device that it
+    /// prefers, then to the first devices that have room.
+    pub(super) fn clean_pages(&self, block: u32, bits: u64) -> Cleaned {
+        let preferred = self.preferred(block, bits);
+        let first = self
+            .preferable()
+            .map(|(device, memory)| (device, memory, preferred[usize::from(device)]));
+        let then = self.takers().map(|(device, memory)| (device, memory, bits));
         let mut cleaned = Cleaned::Nothing;
-        let mut bits = self.pool.in_limbo(block);
-        for (device, memory) in self.takers() {
-            // A touch of a page waits for the whole batch: a device that copies pages one by one gets
-            // them one by one.
-            let most = usize::from(memory.info().batch_pages).clamp(1, BLOCK);
-            let mut left = bits;
+        for (device, memory, some) in first.chain(then) {
+            let left = some & self.pool.in_limbo(block);
+            cleaned = cleaned.max(self.clean_to(device, memory, block, left));
+        }
+        cleaned
+    }
+
+    /// Which of the slots `bits` of `block` hold pages that prefer each of the devices.
+    fn preferred(&self, block: u32, bits: u64) -> [u64; MAX_DEVICES] {
+        let mut preferred = [0; MAX_DEVICES];
+        if self.hints.were_given() {
+            let mut left = bits & self.pool.in_limbo(block);
             while left != 0 {
-                let batch = self.claim_limbo_batch(block, &mut left, most);
-                let (kept, full) = self.clean_batch(device, batch);
-                if kept > 0 {
-                    cleaned = Cleaned::Some;
-                }
-                if full {
-                    cleaned = cleaned.max(Cleaned::NoRoom);
-                    break;
+                let bit = left & left.wrapping_neg();
+                left ^= bit;
+                let slot = first_slot(block).plus(bit.trailing_zeros() as usize);
+                if let Some(device) = self.hints.of(self.pool.owner(slot)).device() {
+                    preferred[usize::from(device)] |= bit;
                 }
             }
-            bits &= self.pool.in_limbo(block);
-            if bits == 0 {
-                break;
+        }
+        preferred
+    }
+
+    /// What of the slots `left` of `block` is in limbo, to one device, as far as it has room.
+    fn clean_to(
+        &self,
+        device: u8,
+        memory: &DeviceMemory<M::Table>,
+        block: u32,
+        mut left: u64,
+    ) -> Cleaned {
+        // A touch of a page waits for the whole batch: a device that copies pages one by one gets them
+        // one by one.
+        let most = usize::from(memory.info().batch_pages).clamp(1, BLOCK);
+        let mut cleaned = Cleaned::Nothing;
+        while left != 0 {
+            let batch = self.claim_limbo_batch(block, &mut left, most);
+            let (kept, full) = self.clean_batch(device, batch);
+            if kept > 0 {
+                cleaned = Cleaned::Some;
+            }
+            if full {
+                return cleaned.max(Cleaned::NoRoom);
             }
         }
         cleaned
@@ -146,9 +183,13 @@ impl<M: Mmu> Space<M> {
         (stored, stored < results.len())
     }
 
-    /// Stores one page on the first device that takes it, for the entry of `owner`.
+    /// Stores one page, for the entry of `owner`, on the device that it prefers, or the first that takes it.
     pub(super) fn store_anywhere(&self, owner: PageNo, data: &PageData) -> Option<DeviceAddr> {
-        let stored = self.takers().find_map(|(device, memory)| {
+        let preferred = self.hints.of(owner).device();
+        let first = self
+            .preferable()
+            .filter(|(device, _)| preferred == Some(*device));
+        let stored = first.chain(self.takers()).find_map(|(device, memory)| {
             let page = self.store(device, &[data]).pop()?.ok()?;
             memory.set_owner(page, owner);
             Some(DeviceAddr { device, page })

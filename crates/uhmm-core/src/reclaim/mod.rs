@@ -28,9 +28,10 @@
 //! on the clock: a process that was stopped meanwhile has not been starving.
 
 mod clean;
+mod range;
 mod unmap;
 
-use crate::addr::PageNo;
+use crate::addr::PageRange;
 use crate::events::ReclaimNews;
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, block_slots_for};
@@ -90,11 +91,11 @@ pub(crate) struct Reclaim {
 }
 
 impl Reclaim {
-    pub(crate) fn new(start: PageNo, budget: usize) -> Self {
+    pub(crate) fn new(range: PageRange, budget: usize) -> Self {
         let blocks = block_slots_for(budget) / BLOCK;
         Self {
             pressure: Pressure::new(budget),
-            hand: Lock::new(Hand::new(start)),
+            hand: Lock::new(Hand::new(range)),
             queue: Lock::new(Queue::new(blocks)),
             limbo_slots: AtomicUsize::new(0),
             shed_at: AtomicU64::new(0),
@@ -124,11 +125,12 @@ impl<M: Mmu> Space<M> {
     /// Starts the reclaimer if RAM is short. Cheap when it is not.
     pub(crate) fn relieve(&self) {
         if self.pool.available() < self.reclaim.pressure.low {
-            self.want_reclaim();
+            self.wake_reclaimer();
         }
     }
 
-    fn want_reclaim(&self) {
+    /// Wakes the reclaimer, which frees what is buried even where RAM is not short. On any thread.
+    pub fn wake_reclaimer(&self) {
         if self.reclaim.pressure.wanted.swap(1, SeqCst) == 0 {
             self.mmu.wake_waiters(&self.reclaim.pressure.wanted);
         }
@@ -138,7 +140,7 @@ impl<M: Mmu> Space<M> {
     pub(crate) fn wait_for_ram(&self) {
         let seen = self.reclaim.pressure.freed.load(SeqCst);
         self.reclaim.pressure.waiters.fetch_add(1, SeqCst);
-        self.want_reclaim();
+        self.wake_reclaimer();
         if self.pool.available() == 0 {
             self.stats().reclaim_waits.add(1);
             self.mmu
@@ -233,11 +235,13 @@ impl<M: Mmu> Space<M> {
         };
         // Twice: the first round of the hand takes the second chances away.
         for _ in 0..2 {
-            while self.unmap_block(0, scratch) == Some(true) {
-                while !self.reclaim.wants_limbo() && self.clean_block() == Cleaned::Some {}
+            loop {
+                while self.clean_block() == Cleaned::Some {}
+                if self.unmap_block(0, scratch) != Some(true) {
+                    break;
+                }
             }
         }
-        while self.clean_block() == Cleaned::Some {}
         self.pool.charged()
     }
 

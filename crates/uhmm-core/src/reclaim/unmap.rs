@@ -1,10 +1,15 @@
 //! The first half of reclaim: cold pages are moved out of the space, into limbo.
+//!
+//! The hand passes pages by that prefer RAM ([`crate::hints`]) as long as there are others. When it has
+//! come all the way round without any, and limbo is empty, it takes those too: a hint never leaves a fault
+//! without RAM (R19).
 
-use crate::addr::{Home, PageNo};
+use crate::addr::{Home, PageNo, PageRange};
 use crate::claims::Run;
 use crate::entry::{State, Word};
 use crate::fault::Scratch;
 use crate::frames::{BLOCK, first_slot};
+use crate::hints::Preferred;
 use crate::mirror::Event;
 use crate::mmu::{Mmu, Stop};
 use crate::protection::Fixed;
@@ -16,47 +21,109 @@ use std::sync::atomic::Ordering::Relaxed;
 pub(super) const SPARED: usize = BLOCK;
 
 /// How much one call may do.
-struct Effort<'a> {
-    /// Pages that it unmaps.
-    pages: usize,
+pub(super) struct Effort<'a> {
+    /// Pages that it unmaps; at most what is left of a block.
+    pub(super) pages: usize,
     /// Entries that it looks at.
-    look: usize,
+    pub(super) look: usize,
     /// Young pages in a row that it passes by.
-    spare: usize,
+    pub(super) spare: usize,
     /// For pages of ranges that are not writable: their eviction copies them to a device at once,
     /// which is not for a fault handler (R18).
-    scratch: Option<&'a mut Scratch>,
+    pub(super) scratch: Option<&'a mut Scratch>,
 }
 
 /// What one call has done.
-struct Done {
+pub(super) struct Done {
     /// Pages that are in limbo, or on a device.
-    pages: usize,
-    /// Entries that were looked at.
-    looked: usize,
+    pub(super) pages: usize,
     /// Whether there may be more to find for a further call.
-    more: bool,
+    pub(super) more: bool,
 }
 
 /// Where unmapping goes on, and the block that it fills.
 pub(super) struct Hand {
-    at: PageNo,
+    /// Where it looks: over and over again, or once through.
+    range: PageRange,
+    /// It takes all that it meets, once through.
+    everything: bool,
+    pub(super) at: PageNo,
     block: Option<u32>,
     filled: usize,
-    /// Entries looked at since a page left RAM.
-    in_vain: usize,
+    /// Times it has come round since it found a page to take, or one that may be taken another time.
+    turns: u8,
+    /// Pages that prefer RAM were passed by since another was found.
+    passed: bool,
+    /// There are pages in the block that do not prefer RAM.
+    others: bool,
     /// Young pages met since the last that was not.
     spared: usize,
 }
 
 impl Hand {
-    pub(super) fn new(at: PageNo) -> Self {
+    /// Turns after which pages are taken that prefer RAM: a part of a round, and a whole one.
+    const PATIENT: u8 = 2;
+
+    pub(super) fn new(range: PageRange) -> Self {
         Self {
-            at,
+            range,
+            everything: false,
+            at: range.start,
             block: None,
             filled: 0,
-            in_vain: 0,
+            turns: 0,
+            passed: false,
+            others: false,
             spared: 0,
+        }
+    }
+
+    /// One that takes all pages of `range`, hot or cold.
+    pub(super) fn once_over(range: PageRange) -> Self {
+        Self {
+            everything: true,
+            ..Self::new(range)
+        }
+    }
+
+    /// Turns after which there is nothing to find. The first round takes second chances away.
+    fn most_turns(&self) -> u8 {
+        match (self.everything, self.passed) {
+            (true, _) => 1,
+            (false, false) => 2,
+            (false, true) => Self::PATIENT + 2,
+        }
+    }
+
+    /// The block that it has filled so far, if it has one.
+    pub(super) fn give_block_up(&mut self) -> Option<u32> {
+        self.filled = 0;
+        self.others = false;
+        self.block.take()
+    }
+
+    /// Begins the next round.
+    fn turn(&mut self) {
+        self.turns = self.turns.saturating_add(1);
+        self.at = if self.everything {
+            self.range.end()
+        } else {
+            self.range.start
+        };
+    }
+
+    /// Whether pages that prefer RAM are to be passed by.
+    fn may_find_others(&self) -> bool {
+        self.turns < Self::PATIENT || self.others
+    }
+
+    /// A page was found to take, or one that may be taken another time.
+    fn found(&mut self, prefers_ram: bool) {
+        if prefers_ram {
+            self.turns = Self::PATIENT;
+        } else {
+            self.turns = 0;
+            self.passed = false;
         }
     }
 }
@@ -77,6 +144,9 @@ impl<M: Mmu> Space<M> {
                 scratch: None,
             };
             self.unmap_some(&mut hand, effort);
+            if hand.filled == BLOCK {
+                self.queue_block(&mut hand);
+            }
         }
     }
 
@@ -96,43 +166,48 @@ impl<M: Mmu> Space<M> {
         if some {
             self.queue_block(&mut hand);
         }
-        // A hand that has gone all the way round for nothing will find nothing.
-        hand.in_vain = if done.pages > 0 {
-            0
-        } else {
-            hand.in_vain + done.looked
-        };
-        let more = done.more && hand.in_vain <= 2 * self.entries.mapped();
-        Some(some || done.pages > 0 || more)
+        Some(some || done.pages > 0 || done.more)
     }
 
     /// Gives the hand's block to the queue.
     fn queue_block(&self, hand: &mut Hand) {
-        if let Some(block) = hand.block.take() {
+        if let Some(block) = hand.give_block_up() {
             self.reclaim.queue.lock().blocks.push_back(block);
             self.reclaim.limbo_slots.fetch_add(BLOCK, Relaxed);
-            hand.filled = 0;
         }
     }
 
-    /// Finds cold pages and takes them out.
-    fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_>) -> Done {
-        let range = self.range();
+    /// Finds cold pages and takes them out, until the hand's block is full.
+    pub(super) fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_>) -> Done {
         let now = self.stamp();
-        let (mut wraps, mut looked, mut out) = (0, 0, 0);
-        while wraps < 2 && looked < effort.look && out < effort.pages {
-            let Some(page) = self.entries.next_mapped(hand.at, range.end()) else {
-                hand.at = range.start;
-                wraps += 1;
+        let (mut turns, mut looked, mut out) = (0, 0, 0);
+        while turns < hand.most_turns()
+            && looked < effort.look
+            && out < effort.pages
+            && hand.filled < BLOCK
+        {
+            let Some(page) = self.entries.next_mapped(hand.at, hand.range.end()) else {
+                hand.turn();
+                turns += 1;
                 continue;
             };
-            hand.at = page.plus(1);
             looked += 1;
+            let (hints, end) = self.hints.run(page);
+            let everything = hand.everything;
+            let prefers_ram = !everything && hints.preferred == Some(Preferred::Ram);
+            if prefers_ram && (hand.may_find_others() || self.reclaim.limbo_slots.load(Relaxed) > 0)
+            {
+                hand.passed = true;
+                hand.at = end;
+                continue;
+            }
+            hand.at = page.plus(1);
             let seen = self.entries.load(page);
             let young = seen.stamp().is_young(now);
             if matches!(seen.state(), State::System { .. }) {
                 if young && hand.spared < effort.spare {
                     hand.spared += 1;
+                    hand.found(prefers_ram);
                     continue;
                 }
                 // Once too many were spared, they are taken until one is met that is not young.
@@ -141,25 +216,36 @@ impl<M: Mmu> Space<M> {
             match seen.state() {
                 State::System {
                     referenced: true, ..
-                } => self.entries.clear_referenced(page, seen),
+                } if !everything => {
+                    self.entries.clear_referenced(page, seen);
+                    hand.found(prefers_ram);
+                }
                 State::System { duplicate, .. } => {
                     let Some(block) = self.hand_block(hand) else {
-                        break;
+                        return Done {
+                            pages: out,
+                            more: false,
+                        };
                     };
                     let room = (BLOCK - hand.filled).min(effort.pages - out);
+                    let room = room.min((hand.range.end().0 - page.0) as usize);
                     let clean = duplicate.is_some();
-                    let cold = |_, seen: Word| {
-                        matches!(seen.state(), State::System { referenced: false, duplicate }
-                            if duplicate.is_some() == clean)
-                            && (young || !seen.stamp().is_young(now))
+                    let same = |i| page.plus(i) < end || self.hints.of(page.plus(i)) == hints;
+                    let cold = |i, seen: Word| {
+                        matches!(seen.state(), State::System { referenced, duplicate }
+                            if (everything || !referenced) && duplicate.is_some() == clean)
+                            && (everything || young || !seen.stamp().is_young(now))
+                            && same(i)
                     };
                     let run = Run::collect_if(self, page, room, cold);
-                    out += match duplicate {
+                    let left = match duplicate {
                         None => self.unmap(hand, block, run, effort.scratch.as_deref_mut()),
                         Some(_) => self.unmap_clean(hand, block, run),
                     };
-                    if hand.filled == BLOCK {
-                        self.queue_block(hand);
+                    out += left;
+                    if left > 0 {
+                        hand.found(prefers_ram);
+                        hand.others |= !prefers_ram && hand.filled > 0;
                     }
                 }
                 _ => {}
@@ -167,8 +253,7 @@ impl<M: Mmu> Space<M> {
         }
         Done {
             pages: out,
-            looked,
-            more: looked >= effort.look,
+            more: hand.turns < hand.most_turns(),
         }
     }
 

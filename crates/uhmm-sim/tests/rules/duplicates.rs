@@ -10,6 +10,7 @@ use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
 use uhmm_core::evict::RemoveError;
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::hints::Hints;
 use uhmm_core::migrate::{MigrateVma, Select};
 use uhmm_core::mmu::Stop;
 use uhmm_sim::{Call, Failure, Fault};
@@ -19,7 +20,12 @@ const LONG: Duration = Duration::from_secs(20);
 pub fn hint(world: &World, pages: Range<usize>, on: bool) {
     let pages = PageRange::new(BASE.plus(pages.start), pages.len());
     let inside = world.space.inside().unwrap();
-    inside.set_read_mostly(pages, on).unwrap();
+    let read_mostly = on;
+    let hints = Hints {
+        read_mostly,
+        ..Hints::NONE
+    };
+    inside.set_hints(pages, hints).unwrap();
 }
 
 pub fn duplicate(world: &World, page: usize) -> Option<DeviceAddr> {
@@ -358,7 +364,7 @@ fn r19_a_device_full_of_duplicates_has_room() {
     space
         .inside()
         .unwrap()
-        .set_read_mostly(pages, true)
+        .set_hints(pages, Hints::READ_MOSTLY)
         .unwrap();
     (far..far + KEPT).rev().for_each(check);
     assert_eq!(space.stats().duplicate_pages.get(), KEPT as u64);

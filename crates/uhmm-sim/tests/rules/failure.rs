@@ -12,6 +12,7 @@ use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
 use uhmm_core::failure::{Failure, FailureError};
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::hold::Hold;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{MigrateVma, Select};
@@ -39,7 +40,7 @@ fn in_each_state() -> World {
     world.push_out();
     world.write_all(8..12);
     let inside = world.space.inside().unwrap();
-    inside.set_read_mostly(range(12, 4), true).unwrap();
+    inside.set_hints(range(12, 4), Hints::READ_MOSTLY).unwrap();
     drop(inside);
     (12..16).rev().for_each(|page| world.check(page));
     world.device.heal();
@@ -422,7 +423,9 @@ fn r9_failures_at_random_lose_just_what_failed() {
     for seed in 0..3 {
         let world = World::new(4 * BUDGET);
         let inside = world.space.inside().unwrap();
-        inside.set_read_mostly(range(0, BUDGET), true).unwrap();
+        inside
+            .set_hints(range(0, BUDGET), Hints::READ_MOSTLY)
+            .unwrap();
         drop(inside);
         crate::world::with_reclaimer(&world.space, || {
             let mut rng = Rng::new(seed);

@@ -12,6 +12,7 @@ mod failure;
 mod faults;
 mod fences;
 mod fork;
+mod hints;
 mod holds;
 mod hook;
 mod latches;

@@ -15,6 +15,7 @@ use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
 use uhmm_core::entry::State;
 use uhmm_core::evict::RemoveError;
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::hints::Hints;
 use uhmm_core::hold::Hold;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{From, MigrateError, Migrated};
@@ -126,7 +127,7 @@ fn r8_of_a_page_in_ram_only_the_duplicate_leaves() {
     three.push_out();
     let pages = PageRange::new(BASE, 8);
     let inside = three.space.inside().unwrap();
-    inside.set_read_mostly(pages, true).unwrap();
+    inside.set_hints(pages, Hints::READ_MOSTLY).unwrap();
     drop(inside);
     (0..8).for_each(|page| three.check(page));
     assert_eq!(three.space.stats().duplicate_pages.get(), 8);

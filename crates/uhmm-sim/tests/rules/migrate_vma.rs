@@ -10,6 +10,7 @@ use crate::world::{BASE, BUDGET, World};
 use uhmm_core::AllocError;
 use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{From, MigrateError, MigrateVma, Migration, Select, Unmapped};
 use uhmm_core::mmu::Stop;
@@ -397,7 +398,7 @@ fn bad_ranges_are_refused_everywhere() {
     ] {
         assert!(inside.discard(pages).is_err());
         assert!(inside.relocate(pages, BASE).is_err());
-        assert!(inside.set_read_mostly(pages, true).is_err());
+        assert!(inside.set_hints(pages, Hints::READ_MOSTLY).is_err());
     }
     assert!(
         inside
@@ -533,7 +534,7 @@ fn a_duplicate_is_given_up_by_a_migration_of_its_page() {
         .space
         .inside()
         .unwrap()
-        .set_read_mostly(pages, true)
+        .set_hints(pages, Hints::READ_MOSTLY)
         .unwrap();
     (0..8).for_each(|page| three.check(page));
     assert_eq!(three.space.stats().duplicate_pages.get(), 8);

@@ -11,6 +11,7 @@ use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
 use uhmm_core::device::{CopyInError, Device};
 use uhmm_core::entry::State;
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::hold::Hold;
 use uhmm_core::memory_type::MemoryType::{self, Coherent, Private};
 use uhmm_core::migrate::{Migrated, Migration, Unmapped};
@@ -444,7 +445,7 @@ fn a_duplicate_makes_room_without_a_copy() {
     let full = Full::new(Private);
     let read = PageRange::new(number(0), 64);
     let inside = full.space.inside().unwrap();
-    inside.set_read_mostly(read, true).unwrap();
+    inside.set_hints(read, Hints::READ_MOSTLY).unwrap();
     drop(inside);
     (0..64).for_each(|page| full.world.check(page));
     let duplicates = |full: &Full| full.space.stats().duplicate_pages.get();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use uhmm_core::addr::PageRange;
 use uhmm_core::entry::State;
 use uhmm_core::fault::{Access, Scratch};
+use uhmm_core::hints::Hints;
 use uhmm_core::mmu::Mmu;
 use uhmm_sim::Fault;
 use uhmm_testkit::Rng;
@@ -281,9 +282,14 @@ fn r5_no_written_byte_is_lost_whatever_happens_at_once() {
                 0 => drop(world.push_out()),
                 1 => {
                     if let Ok(inside) = world.space.inside() {
-                        inside.set_read_mostly(some, rng.one_in(4)).unwrap();
+                        let read_mostly = rng.one_in(4);
+                        let hints = Hints {
+                            read_mostly,
+                            ..Hints::NONE
+                        };
+                        inside.set_hints(some, hints).unwrap();
                         let all = PageRange::new(BASE, pages);
-                        inside.set_read_mostly(all, true).unwrap();
+                        inside.set_hints(all, Hints::READ_MOSTLY).unwrap();
                     }
                 }
                 2 => world.mmu().share(some),

@@ -6,6 +6,7 @@ use uhmm_core::addr::PageRange;
 use uhmm_core::device::CopyInError;
 use uhmm_core::failure::Failure;
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{MigrateVma, Select};
 use uhmm_core::usage::Usage;
@@ -81,7 +82,7 @@ fn a_pages_charge_follows_it_everywhere() {
     world.push_out();
     assert_eq!(usage(), on_device(0, 8));
     let inside = world.space.inside().unwrap();
-    inside.set_read_mostly(range(8, 8), true).unwrap();
+    inside.set_hints(range(8, 8), Hints::READ_MOSTLY).unwrap();
     drop(inside);
     (8..16).rev().for_each(|page| world.check(page));
     let kept = Usage {
@@ -132,7 +133,9 @@ fn accounts_add_up_after_anything() {
     for seed in 0..3 {
         let world = World::new(4 * BUDGET);
         let inside = world.space.inside().unwrap();
-        inside.set_read_mostly(range(0, BUDGET), true).unwrap();
+        inside
+            .set_hints(range(0, BUDGET), Hints::READ_MOSTLY)
+            .unwrap();
         drop(inside);
         let mut rng = Rng::new(seed);
         for _ in 0..4 {

@@ -9,6 +9,7 @@ use uhmm_core::device::CopyInError;
 use uhmm_core::entry::State;
 use uhmm_core::failure::Failure;
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{MigrateVma, Select};
 use uhmm_core::walk::NotOrdinary;
@@ -20,7 +21,7 @@ fn mixed() -> World {
     world.write_all(24..28);
     world.push_out();
     let inside = world.space.inside().unwrap();
-    inside.set_read_mostly(range(24, 4), true).unwrap();
+    inside.set_hints(range(24, 4), Hints::READ_MOSTLY).unwrap();
     drop(inside);
     world.device.fail_copy_in_after(0, CopyInError::Full);
     world.write_all(4..8);

@@ -7,6 +7,7 @@ use uhmm_core::AllocError;
 use uhmm_core::addr::DevicePage;
 use uhmm_core::device::{Device, Owner};
 use uhmm_core::fault::Scratch;
+use uhmm_core::hints::Hints;
 use uhmm_core::migrate::Select;
 
 pub(super) fn check(make: Make<'_>) {
@@ -236,7 +237,7 @@ fn what_is_discarded_leaves_the_device(make: Make<'_>) {
 fn a_clean_duplicate_is_as_good_as_the_page(make: Make<'_>) {
     let world = World::written(make, "a clean duplicate is as good as the page");
     let inside = world.expect("the space is open", world.space.inside());
-    let hinted = inside.set_read_mostly(range(0, PAGES), true);
+    let hinted = inside.set_hints(range(0, PAGES), Hints::READ_MOSTLY);
     world.expect("a hint is taken", hinted);
     drop(inside);
     for _ in 0..3 {

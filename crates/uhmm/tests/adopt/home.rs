@@ -209,7 +209,7 @@ fn the_handle_keeps_the_space() {
 fn pages_with_a_duplicate_come_home() {
     let _alone = alone();
     let (mut world, _) = World::adopted(Private, 64);
-    world.handle().read_mostly(true).unwrap();
+    world.handle().advise(uhmm::Hint::ReadMostly).unwrap();
     world.send(Place::Device(FIRST));
     world.check_all();
     world.rest();

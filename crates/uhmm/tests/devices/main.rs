@@ -11,6 +11,7 @@ mod duplicates;
 mod failure;
 mod faulty;
 mod forks;
+mod hints;
 mod mapped;
 mod numa;
 mod pin;
