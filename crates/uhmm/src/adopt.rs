@@ -174,7 +174,8 @@ impl Space {
         }
         let signals = Blocked::all();
         let inside = core.inside().map_err(RangeError::from)?;
-        let unused = |pages| core.usage(pages) == Usage::default();
+        // A mirror may outlast what it was over.
+        let unused = |pages| core.usage(pages) == Usage::default() && !core.is_watched(pages);
         let adopted = Adopted {
             space: self.clone(),
             address: range.start,

@@ -191,7 +191,12 @@ impl Space {
     /// # Safety
     /// Nothing in the range is borrowed, as a reference or a slice.
     pub unsafe fn free_eagerly(&self, address: usize, len: usize) -> Result<(), HintError> {
-        self.pages(address, len, false)?;
+        let pages = self.pages(address, len, false)?;
+        if !self.core().mmu().space_range().covers(pages) {
+            self.core().inside()?.discard(pages)?;
+            self.core().wake_reclaimer();
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
         let dropped = unsafe { self.memory().discard(address, len) };
         // What devices have of it is freed by the reclaimer.

@@ -25,8 +25,6 @@ pub enum RangeError {
     Hole,
     /// The program may not touch some of it.
     NoAccess,
-    /// Some of it is adopted, and this is not for adopted memory.
-    Adopted,
     /// It begins in one range of adopted memory, and ends in another or in none.
     Straddles,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
@@ -46,7 +44,6 @@ impl fmt::Display for RangeError {
             Self::Foreign => "some of the range is not managed by this space",
             Self::Hole => "some of the range is not mapped",
             Self::NoAccess => "some of the range may not be touched: change its protection first",
-            Self::Adopted => "some of the range is adopted memory, and this is for the space's own",
             Self::Straddles => {
                 "the range goes past the end of what was adopted with one call: one call for each"
             }
@@ -100,10 +97,11 @@ impl Space {
         len: usize,
         accessible: bool,
     ) -> Result<PageRange, RangeError> {
-        if let Some(adopted) = self.adopted_pages(address, len)? {
-            return Ok(adopted);
-        }
         let pages = self.page_range(address, len)?;
+        if !self.core().mmu().space_range().covers(pages) {
+            // What is adopted is all mapped, and may be read and written.
+            return Ok(pages);
+        }
         check(pages, &self.pieces(pages)?, accessible)?;
         Ok(pages)
     }
@@ -117,33 +115,23 @@ impl Space {
         pieces.map_err(refused)
     }
 
-    /// The pages of a range of the space, whatever is mapped there.
+    /// The pages of a range of the space, whatever is mapped there, or of adopted memory.
     pub(crate) fn page_range(&self, address: usize, len: usize) -> Result<PageRange, RangeError> {
-        let range = whole_pages(address, len)?;
+        let Range { start, end } = whole_pages(address, len)?;
         let mmu = self.core().mmu();
-        if mmu.adopted().any(|of| of.overlaps(range.start, range.end)) {
-            return Err(RangeError::Adopted);
+        if let Some(adopted) = mmu.adopted().find(|of| of.overlaps(start, end)) {
+            return match adopted.page_at(start) {
+                // About to be adopted, or released.
+                _ if !adopted.open => Err(RangeError::Foreign),
+                Some(page) if end <= adopted.end() => Ok(PageRange::new(page, len / PAGE_SIZE)),
+                _ => Err(RangeError::Straddles),
+            };
         }
         let all = mmu.space_range();
-        if range.start < all.start.address() || range.end > all.end().address() {
+        if start < all.start.address() || end > all.end().address() {
             return Err(RangeError::Foreign);
         }
         Ok(PageRange::new(PageNo::containing(address), len / PAGE_SIZE))
-    }
-
-    /// The pages of a range of adopted memory; `None` if none of it is adopted.
-    fn adopted_pages(&self, address: usize, len: usize) -> Result<Option<PageRange>, RangeError> {
-        let Range { start, end } = whole_pages(address, len)?;
-        let mut all = self.core().mmu().adopted();
-        let Some(adopted) = all.find(|of| of.overlaps(start, end)) else {
-            return Ok(None);
-        };
-        match adopted.page_at(start) {
-            // About to be adopted, or released.
-            _ if !adopted.open => Err(RangeError::Foreign),
-            Some(page) if end <= adopted.end() => Ok(Some(PageRange::new(page, len / PAGE_SIZE))),
-            _ => Err(RangeError::Straddles),
-        }
     }
 
     /// What the program may do with the parts of `pages` that are mapped in this space.

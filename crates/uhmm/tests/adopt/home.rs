@@ -2,7 +2,9 @@
 
 use crate::{BUDGET, FIRST, SOON, World, alone, device, devices, space};
 use std::time::Duration;
-use uhmm::{Event, Place};
+use uhmm::device::PageData;
+use uhmm::mirror::PageTable;
+use uhmm::{Event, Hint, Place, RangeError};
 use uhmm_core::addr::PAGE_SIZE;
 use uhmm_core::entry::State;
 use uhmm_core::memory_type::MemoryType::{Coherent, Private};
@@ -257,4 +259,82 @@ fn views_events_and_numbers_have_the_programs_addresses() {
         world.release();
         assert_eq!(world.space.address_of(number), None);
     }
+}
+
+/// A device has a page table over adopted memory, until that is released.
+#[test]
+fn devices_mirror_adopted_memory() {
+    let _alone = alone();
+    let (mut world, _) = World::adopted(Private, 64);
+    let space = world.space.clone();
+    let (address, len) = (world.at(0) as usize, world.own.len());
+    let table = PageTable::new(address, len);
+    // SAFETY: what is written here is the device's alone meanwhile, and read by nobody else.
+    let mirror = unsafe { space.mirror(address, len, None, table) }.unwrap();
+    let no_device = |_, _, _: &mut [u8]| panic!("the device has no memory of its own");
+    let mut bytes = vec![0; len];
+    for round in 0..3 {
+        mirror.read(address, &mut bytes, no_device).unwrap();
+        for (page, bytes) in bytes.chunks(PAGE_SIZE).enumerate() {
+            let mut data = PageData::ZERO;
+            data.0.copy_from_slice(bytes);
+            world.oracle.check(page, &data);
+        }
+        world.send(Place::Device(FIRST));
+        (0..64)
+            .skip(round)
+            .step_by(3)
+            .for_each(|page| world.write(page));
+    }
+    let stop = |_, _, _: &[u8]| panic!("the device has no memory of its own");
+    mirror.write(address + 5000, b"by a device", stop).unwrap();
+    // SAFETY: within the mapping.
+    let written = unsafe { std::slice::from_raw_parts(world.own.at(1).add(5000 - 4096), 11) };
+    assert_eq!(written, b"by a device");
+    world.write(1);
+    mirror
+        .exclusively(address, |_, data| data.0[0] ^= 1)
+        .unwrap();
+    mirror
+        .exclusively(address, |_, data| data.0[0] ^= 1)
+        .unwrap();
+    assert!(matches!(world.state(0), State::Exclusive { .. }));
+    world.release();
+    world.check_released();
+    let gone = mirror.read(address, &mut bytes, no_device).unwrap_err();
+    assert_eq!(gone, RangeError::Foreign.into());
+    // Nor does it see what has the same address, or the same numbers, later.
+    world.adopt();
+    assert!(mirror.read(address, &mut bytes, no_device).is_err());
+    world.send(Place::Device(FIRST));
+    world.release();
+}
+
+#[test]
+fn hints_are_followed_in_adopted_memory() {
+    let _alone = alone();
+    let (mut world, _) = World::adopted(Private, 64);
+    let advise = |hint| world.handle().advise(hint).unwrap();
+    world.rest();
+    assert_eq!(advise(Hint::DoNotNeed).migrated, 64);
+    assert_eq!(world.handle().usage().unwrap().ram, 0);
+    assert_eq!(advise(Hint::WillNeed).migrated, 64);
+    assert_eq!(
+        advise(Hint::Prefetch(Some(Place::Device(FIRST)))).migrated,
+        64
+    );
+    world.check_all();
+    world.rest();
+    // SAFETY: nobody has any of it borrowed.
+    unsafe {
+        world
+            .space
+            .free_eagerly(world.at(8) as usize, 8 * PAGE_SIZE)
+    }
+    .unwrap();
+    (8..16).for_each(|page| world.oracle.discard(page));
+    assert_eq!(world.state(9), State::None);
+    world.check_all();
+    world.release();
+    world.check_released();
 }
