@@ -3,11 +3,13 @@
 
 mod adopt;
 mod allocations;
+mod callbacks;
 mod chunks;
 mod coherent;
 mod devices;
 mod discard;
 mod duplicates;
+mod exclusive;
 mod failure;
 mod faults;
 mod fences;
@@ -20,6 +22,7 @@ mod lifetimes;
 mod migrate_device;
 mod migrate_vma;
 mod migration;
+mod mirrors;
 mod notifiers;
 mod oversubscribe;
 mod pinned;

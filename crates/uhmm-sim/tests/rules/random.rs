@@ -1,12 +1,14 @@
 //! Everything at once, at random, against the oracle: threads that touch, discard, move, protect and
-//! pin pages, migrations by request between all kinds of devices, whose chunks come and go, a fork now
-//! and then, failures at any call, and a device that goes away.
+//! pin pages, migrations by request between all kinds of devices, whose chunks come and go, devices with
+//! page tables of their own that want pages alone, a fork now and then, failures at any call, and a
+//! device that goes away.
 //!
 //! `UHMM_SIM_SEEDS` is how many seeds are run. A failing one is named, and brings the same touches
 //! and failures back; the schedule of the threads is the machine's.
 
 use crate::hook::HookedMmu;
 use crate::rig::{Recorder, small};
+use crate::watcher::{FAST, LONG, READ, WRITE, alone, device, pin, populate};
 use crate::world::{BASE, BUDGET, Shared, SimSpace, or_abort, space, touch, with_reclaimer};
 use std::io::Write;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use uhmm_core::addr::{DevicePage, PageData, PageNo, PageRange};
 use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::{MigrateVma, Select};
+use uhmm_core::mirror::Need;
 use uhmm_lz4::Lz4Device;
 use uhmm_mirror::MirrorDevice;
 use uhmm_sim::Fault;
@@ -244,6 +247,8 @@ fn run(seed: u64, one_in: u64) {
                 .collect();
             scope.spawn(|| or_abort(|| disturb(&space, seed, &done)));
             scope.spawn(|| or_abort(|| migrate(&space, seed, &done)));
+            scope.spawn(|| or_abort(|| look_and_take(&space, seed, &done)));
+            scope.spawn(|| or_abort(|| hold_still(&space, seed, &done)));
             programs
                 .into_iter()
                 .for_each(|thread| thread.join().unwrap());
@@ -287,9 +292,11 @@ fn disturb(space: &SimSpace, seed: u64, done: &AtomicBool) {
         match rng.below(8) {
             0 => drop(space.push_out(&mut scratch)),
             1 => {
+                let forking = space.begin_fork();
                 space.close_for_fork();
                 thread::sleep(Duration::from_micros(rng.below(300)));
                 space.open_in_parent();
+                drop(forking);
             }
             2 => space.mmu().share(PageRange::new(
                 BASE.plus(rng.below(PAGES as u64 - 64) as usize),
@@ -330,6 +337,57 @@ fn migrate(space: &SimSpace, seed: u64, done: &AtomicBool) {
     }
     for device in [PRIVATE, COHERENT] {
         space.resume_device(device);
+    }
+}
+
+/// A device looks at pages, brings them, reads them, and takes some for itself alone: those it turns over
+/// and back again, which nobody may see in between.
+fn look_and_take(space: &SimSpace, seed: u64, done: &AtomicBool) {
+    let mut rng = Rng::new(seed ^ 0x3177);
+    let turn = |data: &mut PageData| data.0.iter_mut().for_each(|byte| *byte = !*byte);
+    let (_, mut mirror) = device(space, 0, PAGES);
+    while !done.load(SeqCst) {
+        let len = 1 + rng.below(16) as usize;
+        let first = rng.below((PAGES - len) as u64) as usize;
+        match rng.below(8) {
+            0 => (_, mirror) = device(space, 0, PAGES),
+            1..4 => drop(alone(&mirror, first, len)),
+            4 => drop(populate(&mirror, first, len, Need::SNAPSHOT)),
+            5 => drop(populate(&mirror, first, len, Need::READ)),
+            _ => thread::sleep(Duration::from_micros(rng.below(500))),
+        }
+        for page in PageRange::new(BASE.plus(first), len).iter() {
+            let turned = mirror.with_exclusive(page, |_, data| {
+                turn(data);
+                thread::yield_now();
+                turn(data);
+            });
+            let table = mirror.lock().unwrap();
+            if turned.is_err() && table.entries.contains_key(&page) {
+                let _ = table.read(page, 0, &mut [0; 8]);
+            }
+        }
+    }
+}
+
+/// Pages are pinned, in ways that the program does not rely on being free of pins.
+fn hold_still(space: &SimSpace, seed: u64, done: &AtomicBool) {
+    let mut rng = Rng::new(seed ^ 0x9199);
+    let mut guards = Vec::new();
+    while !done.load(SeqCst) {
+        let len = 1 + rng.below(16) as usize;
+        let first = rng.below((MIXED - len) as u64) as usize;
+        let flags = rng.pick(&[READ, WRITE, LONG, FAST]);
+        if let Ok(pinned) = pin(space, first, len, flags) {
+            for page in pinned.pages().iter() {
+                assert!(space.mmu().is_present(page), "a pinned page has gone (R11)");
+            }
+            guards.push(pinned);
+        }
+        if guards.len() > 4 || rng.one_in(8) {
+            guards.clear();
+        }
+        thread::sleep(Duration::from_micros(rng.below(300)));
     }
 }
 

@@ -149,6 +149,13 @@ impl Recorder {
         self.retries.store(times, SeqCst);
     }
 
+    /// What the device reads itself, in its own memory.
+    pub fn peek(&self, page: DevicePage) -> PageData {
+        let kept = lock(&self.kept);
+        let found = kept.stored.get(&page);
+        PageData::clone(found.unwrap_or_else(|| panic!("{page:?} is free, and is read")))
+    }
+
     pub fn stored(&self) -> usize {
         lock(&self.kept).stored.len()
     }
