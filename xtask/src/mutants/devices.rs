@@ -123,7 +123,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page that was lost in a migration reads as zeros",
         edits: &[edit(
             FINALIZE,
-            "        space.mmu.poison(claimed.page());\n        claimed.settle(State::Poisoned);",
+            "        space.mmu.poison(page);\n        claimed.settle(State::Poisoned);",
             "        claimed.settle(State::None);",
         )],
         tests: rules("r9_a_page_that_its_device"),
@@ -153,8 +153,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a dead device goes on being used",
         edits: &[edit(
             PAGEMAP,
-            "        if error == CopyInError::Dead {",
-            "        if false && error == CopyInError::Dead {",
+            "        if error == CopyInError::Dead && self.kill() {",
+            "        if false && error == CopyInError::Dead && self.kill() {",
         )],
         tests: rules("r9_the_copies"),
     },

@@ -12,7 +12,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page whose memory has failed reads as zeros",
         edits: &[edit(
             FAILURE,
-            "        self.mmu.poison(claimed.page());\n        claimed.settle(State::Poisoned);",
+            "        self.mmu.poison(page);\n        claimed.settle(State::Poisoned);",
             "        claimed.settle(State::None);",
         )],
         tests: rules("r9_a_page_whose_memory"),
