@@ -257,6 +257,23 @@ mod tests {
         assert_eq!(listener.try_next().map(number), Some(Ok(8)));
     }
 
+    /// A reader that is overtaken in the middle of an event has not read one.
+    #[test]
+    fn what_is_overwritten_while_it_is_read_is_lost() {
+        let events = events();
+        let _listener = Listener::new(&events);
+        (0..SLOTS).for_each(|i| events.tell(numbered(i)));
+        assert!(matches!(
+            events.ring.read_while(3, || events.tell(numbered(SLOTS))),
+            Read::Event(_)
+        ));
+        let overtake = || (0..3).for_each(|i| events.tell(numbered(i)));
+        assert!(matches!(events.ring.read_while(3, overtake), Read::Lost));
+        // Its slot is being written to, by somebody who sleeps.
+        let begin = || _ = events.ring.take_position().map(|p| events.ring.begin(p));
+        assert!(matches!(events.ring.read_while(4, begin), Read::Lost));
+    }
+
     /// In the child of a fork the sleeper is not there.
     #[test]
     fn what_nobody_is_left_to_complete_is_lost() {

@@ -117,11 +117,16 @@ impl<T: Deref<Target = [AtomicU64]>> Ring<T> {
         None
     }
 
+    /// Says that the event at a position that the caller has taken is being written.
+    pub(super) fn begin(&self, position: u64) {
+        self.slot(position).0.store(done(position) - 1, Release);
+        fence(Release);
+    }
+
     /// Writes the event at a position that the caller has taken.
     pub(super) fn complete(&self, position: u64, event: [u64; WORDS]) {
+        self.begin(position);
         let (mark, words) = self.slot(position);
-        mark.store(done(position) - 1, Release);
-        fence(Release);
         for (word, value) in words.iter().zip(event) {
             word.store(value, Relaxed);
         }
@@ -130,6 +135,11 @@ impl<T: Deref<Target = [AtomicU64]>> Ring<T> {
 
     /// What is at `position`.
     pub(super) fn read(&self, position: u64) -> Read {
+        self.read_while(position, || ())
+    }
+
+    /// The same, with `meanwhile` in the middle of it, for a test to overtake the reader.
+    pub(super) fn read_while(&self, position: u64, meanwhile: impl FnOnce()) -> Read {
         let (mark, words) = self.slot(position);
         let seen = mark.load(Acquire);
         if seen < done(position) {
@@ -139,6 +149,7 @@ impl<T: Deref<Target = [AtomicU64]>> Ring<T> {
         for (word, value) in words.iter().zip(&mut event) {
             *value = word.load(Relaxed);
         }
+        meanwhile();
         fence(Acquire);
         if seen == done(position) && mark.load(Relaxed) == seen {
             Read::Event(event)
