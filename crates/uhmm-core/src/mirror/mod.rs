@@ -270,8 +270,9 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     /// their protection changes or the process forks; then the table is told ([`Event::EndExclusive`])
     /// and the page is the program's again. Best effort page by page: pinned pages and pages of devices
     /// that the CPU maps stay what they are. Calls `install` with the table locked, and for each page
-    /// whether the device has it alone; that holds for as long as the lock. The program must be allowed
-    /// to write to all of the range.
+    /// whether the device has it alone: nobody else sees it while that runs, although somebody may have
+    /// come to wait for it already, and then [`Table::with_exclusive`] is refused. The program must be
+    /// allowed to write to all of the range.
     ///
     /// # Errors
     /// [`MirrorError`]; `install` was not called.
@@ -301,7 +302,7 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
             .space
             .take_exclusive(pages, &self.notifier, scratch)?;
         let table = self.lock()?;
-        let alone = pages.iter().map(|page| table.has_alone(page)).collect();
+        let alone = pages.iter().map(|page| self.has_alone(page)).collect();
         Ok((table, alone))
     }
 
@@ -379,11 +380,6 @@ impl<M: Mmu, T> Table<'_, M, T> {
         self.check_mapped(page)?;
         self.space.mmu.write_mapped(page, offset, from);
         Ok(())
-    }
-
-    /// Whether the device has `page` alone; that holds for as long as the lock.
-    pub fn has_alone(&self, page: PageNo) -> bool {
-        alone_in(self.space, self.interval, page).is_some()
     }
 
     /// Gives the bytes of a page that the device has alone to `with`. See [`Mirror::with_exclusive`].

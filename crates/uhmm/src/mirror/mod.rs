@@ -36,7 +36,7 @@ use uhmm_core::fault::Scratch;
 use uhmm_core::mirror;
 use uhmm_linux::mmu::LinuxMmu;
 
-pub use page_table::PageTable;
+pub use page_table::{OwnMemory, PageTable};
 pub use told::{DeviceTable, Invalidation, Notifier};
 pub use uhmm_core::mirror::{Event, Mapped, Need, NotifierError, Permission, Sequence};
 
@@ -45,6 +45,9 @@ pub type IntervalNotifier<'a> = mirror::IntervalNotifier<'a, LinuxMmu>;
 
 /// How long a device tries to have a page alone.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it waits between two tries.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Why a device does not get at pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,8 +252,9 @@ impl<T: DeviceTable> Mirror<'_, T> {
     /// Makes pages the device's alone: unmapped, until the program touches them, they are pinned, their
     /// range changes or the process forks. Then the table is told ([`Event::EndExclusive`]), and the
     /// page is the program's again. Best effort page by page: pinned pages and pages of devices that the
-    /// CPU maps stay what they are. `install` hears of each page whether the device has it, which is so
-    /// while it runs.
+    /// CPU maps stay what they are. `install` hears of each page whether the device has it: nobody else
+    /// sees it while that runs, although somebody may have come to wait for it already, and then
+    /// [`Table::with_exclusive`] is refused.
     ///
     /// # Errors
     /// [`MirrorError`]; `install` was not called.
@@ -284,36 +288,25 @@ impl<T: DeviceTable> Mirror<'_, T> {
     ) -> Result<R, MirrorError> {
         let page = address - address % PAGE_SIZE;
         let start = Instant::now();
-        let mut with = Some(with);
-        let mut use_it = |table: &mut Table<'_, T>| {
-            let with = with.take()?;
-            Some(table.with_exclusive(page, with))
+        let (mut with, mut done) = (Some(with), None);
+        let mut work = |table: &mut Table<'_, T>| {
+            // Refused where somebody has just taken the page: once more then.
+            let once = |told: &mut T, data: &mut PageData| {
+                done = with.take().map(|with| with(told, data));
+            };
+            table.with_exclusive(page, once).is_ok()
         };
-        {
-            let mut table = self.lock()?;
-            if table.has_alone(page)
-                && let Some(done) = use_it(&mut table)
-            {
-                return done;
-            }
-        }
-        loop {
-            let done =
-                self.make_exclusive(
-                    page,
-                    PAGE_SIZE,
-                    |table, alone| {
-                        if alone[0] { use_it(table) } else { None }
-                    },
-                )?;
-            if let Some(done) = done {
-                return done;
-            }
+        let mut worked = work(&mut self.lock()?);
+        while !worked {
             if start.elapsed() > PATIENCE {
                 return Err(MirrorError::NotAlone);
             }
-            std::thread::sleep(Duration::from_micros(100));
+            worked = self.make_exclusive(page, PAGE_SIZE, |table, _| work(table))?;
+            if !worked {
+                std::thread::sleep(PAUSE);
+            }
         }
+        Ok(done.expect("it was called"))
     }
 
     /// Whether the device has the page at `address` alone now.
@@ -359,12 +352,6 @@ impl<T> Table<'_, T> {
             self.table.write(page, at % PAGE_SIZE, &from[part])?;
         }
         Ok(())
-    }
-
-    /// Whether the device has the page at `address` alone, for as long as the lock.
-    pub fn has_alone(&self, address: usize) -> bool {
-        let page = self.place.page(address);
-        page.is_ok_and(|page| self.table.has_alone(page))
     }
 
     /// Gives the bytes of the page at `address`, which the device has alone, to `with`: nobody else reads

@@ -3,14 +3,25 @@
 use super::told::pieces;
 use super::{DeviceTable, Invalidation, Mapped, Mirror, MirrorError, Need, Table};
 use crate::device_memory::DeviceAddr;
+use std::fmt;
 use std::ops::Range;
 use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE};
 
-/// What a device may map, page by page, over one range.
-#[derive(Debug)]
+/// How a device reaches pages of its own private memory. Runs with the table locked: see the
+/// [module](super) for what it must not do.
+pub trait OwnMemory: Send {
+    /// Reads bytes of a page, from `offset` on.
+    fn read(&mut self, page: DeviceAddr, offset: usize, to: &mut [u8]);
+
+    /// Writes bytes of a page, from `offset` on.
+    fn write(&mut self, page: DeviceAddr, offset: usize, from: &[u8]);
+}
+
+/// What a device may map, page by page, over one range; and its own memory, if it has some.
 pub struct PageTable {
     address: usize,
     entries: Box<[Mapped]>,
+    own: Option<Box<dyn OwnMemory>>,
 }
 
 impl PageTable {
@@ -26,6 +37,18 @@ impl PageTable {
         Self {
             address,
             entries: vec![Mapped::Nothing; len / PAGE_SIZE].into(),
+            own: None,
+        }
+    }
+
+    /// The same for a device that has `own` memory, which the space must know as that device's.
+    ///
+    /// # Panics
+    /// As [`PageTable::new`].
+    pub fn with_memory(address: usize, len: usize, own: Box<dyn OwnMemory>) -> Self {
+        Self {
+            own: Some(own),
+            ..Self::new(address, len)
         }
     }
 
@@ -51,6 +74,12 @@ impl PageTable {
     }
 }
 
+impl fmt::Debug for PageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}: {:?}", self.address, self.entries)
+    }
+}
+
 impl DeviceTable for PageTable {
     fn invalidate(&mut self, what: &Invalidation) {
         for page in what.pages() {
@@ -61,50 +90,41 @@ impl DeviceTable for PageTable {
     }
 }
 
-/// A device that reads and writes through a table in software, faulting as it goes. `own` is how it
-/// reaches a page of its private memory; it runs with the table locked.
+/// A device that reads and writes through a table in software, faulting as it goes.
 impl Mirror<'_, PageTable> {
-    /// Reads bytes the way a device does: from where its table says they are. `own` copies from the
-    /// device's own memory: page, offset, to where. Returns in how many rounds pages had to be faulted
-    /// in.
+    /// Reads bytes the way a device does: from where its table says they are. Returns in how many rounds
+    /// pages had to be faulted in.
     ///
     /// # Errors
     /// [`MirrorError`]; what `to` holds then is not used.
-    pub fn read(
-        &self,
-        address: usize,
-        to: &mut [u8],
-        mut own: impl FnMut(DeviceAddr, usize, &mut [u8]),
-    ) -> Result<usize, MirrorError> {
+    pub fn read(&self, address: usize, to: &mut [u8]) -> Result<usize, MirrorError> {
         self.each_page(address, to.len(), Need::READ, |table, at, part, mapped| {
-            let to = &mut to[part];
-            match (table.read(at, to), mapped) {
-                (Err(_), Mapped::Device { at: page, .. }) => own(page, at % PAGE_SIZE, to),
-                (done, _) => done?,
+            let (read, to) = (table.read(at, &mut to[part.clone()]), &mut to[part]);
+            match (read, mapped, &mut table.own) {
+                (Err(_), Mapped::Device { at: page, .. }, Some(own)) => {
+                    own.read(page, at % PAGE_SIZE, to);
+                    Ok(())
+                }
+                (read, ..) => read,
             }
-            Ok(())
         })
     }
 
-    /// Writes bytes the way a device does. `own` copies to the device's own memory: page, offset, from
-    /// where.
+    /// Writes bytes the way a device does. Returns in how many rounds pages had to be faulted in.
     ///
     /// # Errors
     /// [`MirrorError`]; pages before the one that cannot be had have been written.
-    pub fn write(
-        &self,
-        address: usize,
-        from: &[u8],
-        mut own: impl FnMut(DeviceAddr, usize, &[u8]),
-    ) -> Result<usize, MirrorError> {
+    pub fn write(&self, address: usize, from: &[u8]) -> Result<usize, MirrorError> {
         let len = from.len();
         self.each_page(address, len, Need::WRITE, |table, at, part, mapped| {
-            let from = &from[part];
-            match (table.write(at, from), mapped) {
-                (Err(_), Mapped::Device { at: page, .. }) => own(page, at % PAGE_SIZE, from),
-                (done, _) => done?,
+            let (written, from) = (table.write(at, &from[part.clone()]), &from[part]);
+            match (written, mapped, &mut table.own) {
+                (Err(_), Mapped::Device { at: page, .. }, Some(own)) => {
+                    own.write(page, at % PAGE_SIZE, from);
+                    Ok(())
+                }
+                (written, ..) => written,
             }
-            Ok(())
         })
     }
 
