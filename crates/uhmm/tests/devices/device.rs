@@ -11,7 +11,7 @@ pub const WORKS: u8 = 0;
 pub const FULL: u8 = 1;
 pub const PANICS: u8 = 2;
 
-const PLANNED: &str = "a planned panic of a device";
+pub const PLANNED: &str = "a planned panic of a device";
 
 /// How a [`TestDevice`] is just now, and what it has done.
 #[derive(Default)]

@@ -54,6 +54,7 @@ fn in_the_way(result: Result<Pin<'_>, PinError>) -> pin::PinError {
 }
 
 /// The bytes that a pin holds, for a system call.
+#[expect(clippy::mut_from_ref, reason = "a pin is of memory, not of a value")]
 fn bytes<'a>(pin: &'a Pin<'_>) -> &'a mut [u8] {
     let bytes = pin.bytes();
     // SAFETY: mapped while it is pinned, and the calling test's alone.

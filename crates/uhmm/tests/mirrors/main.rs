@@ -1,0 +1,44 @@
+//! Mirrors on real faults: a device in software, with threads of its own, reads and writes the program's
+//! memory by the program's addresses, while the program does to it whatever programs do.
+
+mod changes;
+mod everything;
+mod forks;
+mod gpu;
+mod looks;
+mod lost;
+mod misuse;
+mod notifiers;
+mod own;
+#[path = "../world/mod.rs"]
+mod world;
+
+use uhmm::DeviceId;
+use uhmm::mirror::{Mirror, MirrorError, PageTable};
+use uhmm_core::addr::PageNo;
+use uhmm_core::mirror;
+use world::World;
+
+impl World {
+    /// A mirror of all of it, for a device without memory of its own.
+    fn mirror(&self) -> Mirror<'_, PageTable> {
+        self.mirror_by(None, PageTable::new(self.address, self.len()))
+    }
+
+    fn mirror_by(&self, device: Option<DeviceId>, table: PageTable) -> Mirror<'_, PageTable> {
+        // SAFETY: pages of a test, which are touched by pointers alone while a device is at them.
+        unsafe { self.space.mirror(self.address, self.len(), device, table) }.unwrap()
+    }
+
+    fn number(&self, page: usize) -> PageNo {
+        PageNo::containing(self.at(page))
+    }
+}
+
+/// Why a device does not get at a page.
+fn in_the_way<T: std::fmt::Debug>(result: Result<T, MirrorError>) -> mirror::MirrorError {
+    match result.unwrap_err() {
+        MirrorError::Mirror(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
