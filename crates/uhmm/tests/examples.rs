@@ -187,3 +187,30 @@ fn a_small_device_works_on_sixteen_times_its_size() {
     );
     assert!(checked.starts_with("0 words are wrong"), "{checked}");
 }
+
+#[test]
+fn a_file_is_copied_through_a_buffer_that_does_not_fit() {
+    let output = output_of("pinned_io");
+    let [copied, .., ram, pins] = numbers(&output)[..] else {
+        panic!("{output}");
+    };
+    assert!(copied >= 4 * ram && ram > 0, "{output}");
+    assert_eq!(
+        pins,
+        2 * copied * 256,
+        "each page once for each way: {output}"
+    );
+    assert!(include_str!("../examples/pinned_io.rs").lines().count() < 100);
+}
+
+#[test]
+fn the_program_and_a_device_count_in_the_same_bins() {
+    let output = output_of("exclusive_atomics");
+    let [samples, bins, by_device, taken] = numbers(&output)[..] else {
+        panic!("{output}");
+    };
+    assert!(samples > 1_000_000 && bins == 256, "{output}");
+    assert!(by_device > 0 && taken > 0, "{output}");
+    let text = include_str!("../examples/exclusive_atomics.rs");
+    assert!(text.lines().count() < 100);
+}

@@ -140,7 +140,7 @@ impl World {
     }
 
     pub fn stats(&self) -> &Stats {
-        self.space.core().stats()
+        self.space.internals().stats()
     }
 
     pub fn device(&self, device: DeviceId) -> &DeviceStats {
@@ -151,7 +151,7 @@ impl World {
     pub fn state(&self, page: usize) -> State {
         loop {
             let number = PageNo::containing(self.at(page));
-            match self.space.core().state(number) {
+            match self.space.internals().state(number) {
                 State::Migrating => thread::yield_now(),
                 state => return state,
             }
@@ -208,18 +208,20 @@ impl World {
     }
 
     pub fn push_out(&self) {
-        self.space.core().push_out(&mut Scratch::default());
+        self.space.internals().push_out(&mut Scratch::default());
     }
 
     pub fn protect(&self, pages: Range<usize>, protection: Protection) -> std::io::Result<()> {
         let len = pages.len() * PAGE_SIZE;
         let memory = self.space.memory();
-        memory.protect(self.at(pages.start), len, protection)
+        // SAFETY: nothing of it is borrowed.
+        unsafe { memory.protect(self.at(pages.start), len, protection) }
     }
 
     pub fn discard(&self, pages: Range<usize>) -> std::io::Result<()> {
         let len = pages.len() * PAGE_SIZE;
-        let done = self.space.memory().discard(self.at(pages.start), len);
+        // SAFETY: as in `protect`.
+        let done = unsafe { self.space.memory().discard(self.at(pages.start), len) };
         if done.is_ok() {
             pages.for_each(|page| self.oracle.discard(page));
         }
@@ -228,37 +230,43 @@ impl World {
 
     pub fn unmap(&self, pages: Range<usize>) -> std::io::Result<()> {
         let len = pages.len() * PAGE_SIZE;
-        self.space.memory().unmap(self.at(pages.start), len)
+        // SAFETY: as in `protect`.
+        unsafe { self.space.memory().unmap(self.at(pages.start), len) }
     }
 
     /// Drops the contents of pages, which the oracle still knows.
     pub fn forget(&self, pages: Range<usize>) {
         let len = pages.len() * PAGE_SIZE;
         let memory = self.space.memory();
-        memory.discard(self.at(pages.start), len).unwrap();
+        // SAFETY: as in `protect`.
+        unsafe { memory.discard(self.at(pages.start), len) }.unwrap();
     }
 
     pub fn map_over(&self, pages: Range<usize>) -> std::io::Result<()> {
         let (address, len) = (self.at(pages.start), pages.len() * PAGE_SIZE);
-        self.space.memory().map_at(address, len, ALL, false)
+        // SAFETY: as in `protect`.
+        unsafe { self.space.memory().map_at(address, len, ALL, false) }
     }
 
     pub fn map_foreign(&self, pages: Range<usize>) -> std::io::Result<()> {
         let (address, len) = (self.at(pages.start), pages.len() * PAGE_SIZE);
-        self.space.memory().map_foreign(address, len, || Ok(()))
+        // SAFETY: as in `protect`; nothing is mapped.
+        unsafe { self.space.memory().map_foreign(address, len, || Ok(())) }
     }
 
     /// Maps zeros again where pages were unmapped.
     pub fn map_again(&self, pages: Range<usize>) {
         let (address, len) = (self.at(pages.start), pages.len() * PAGE_SIZE);
-        self.space.memory().map_at(address, len, ALL, true).unwrap();
+        // SAFETY: as in `protect`.
+        unsafe { self.space.memory().map_at(address, len, ALL, true) }.unwrap();
         pages.for_each(|page| self.oracle.discard(page));
     }
 
     /// Moves the range to `to`.
     pub fn remap(&self, to: usize) -> std::io::Result<usize> {
         let (len, memory) = (self.len(), self.space.memory());
-        memory.remap(self.address, len, len, true, Some(to), false)
+        // SAFETY: as in `protect`.
+        unsafe { memory.remap(self.address, len, len, true, Some(to), false) }
     }
 
     pub fn read_mostly(&self, on: bool) {
