@@ -81,12 +81,18 @@ impl Calls<'_> {
         let memory = space.memory();
         self.add("map", memory.map(len, ALL));
         self.add("map_at", unsafe { memory.map_at(at, len, ALL, false) });
-        self.add("map_foreign", unsafe { memory.map_foreign(at, len, || Ok(())) });
+        self.add("map_foreign", unsafe {
+            memory.map_foreign(at, len, || Ok(()))
+        });
         self.add("unmap", unsafe { memory.unmap(at, len) });
         self.add("protect", unsafe { memory.protect(at, len, ALL) });
         self.add("discard", unsafe { memory.discard(at, len) });
-        self.add("remap", unsafe { memory.remap(at, len, 2 * len, true, None, false) });
-        self.add("wipe_on_fork", unsafe { memory.wipe_on_fork(at, len, true) });
+        self.add("remap", unsafe {
+            memory.remap(at, len, 2 * len, true, None, false)
+        });
+        self.add("wipe_on_fork", unsafe {
+            memory.wipe_on_fork(at, len, true)
+        });
         let leave = unsafe { memory.leave_out_of_fork(at, len, true) };
         self.add("leave_out_of_fork", leave);
         self.add("read_mostly", memory.read_mostly(at, len, true));
