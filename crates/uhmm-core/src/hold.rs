@@ -25,7 +25,7 @@
 //! All of this passes the gate, and waits a bounded time for a fork; after that, giving back goes on
 //! regardless (a page may then stay in use in the child for ever: held, not lost).
 
-use crate::addr::{DeviceAddr, DevicePage, PageData};
+use crate::addr::{DeviceAddr, DevicePage, PageData, PageNo, PageRange};
 use crate::entry::State;
 use crate::gate::Refused;
 use crate::memory_type::Holding;
@@ -242,7 +242,8 @@ impl<M: Mmu> Space<M> {
             return Err(AllocError::Full);
         }
         let pass = self.gate.enter_soon(&self.mmu)?;
-        let (page, _) = self.alloc_with_room(&pass, device, order..=order, 1)?;
+        let nothing = PageRange::new(PageNo(0), 0);
+        let (page, _) = self.alloc_with_room(&pass, device, order..=order, 1, nothing)?;
         self.handed_out(DeviceAddr { device, page }, order)
     }
 

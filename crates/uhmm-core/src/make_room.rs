@@ -24,7 +24,7 @@
 //!
 //! Never on a fault handler (R18): it allocates, waits, and calls devices.
 
-use crate::addr::DevicePage;
+use crate::addr::{DevicePage, PageNo, PageRange};
 use crate::entry::State;
 use crate::gate::Pass;
 use crate::mmu::Mmu;
@@ -65,13 +65,14 @@ impl<M: Mmu> Space<M> {
     }
 
     /// As [`Space::alloc_largest`]; a device that is full makes room first, for `pages` pages at once
-    /// where it can.
+    /// where it can, but not of `spared` ones.
     pub(crate) fn alloc_with_room(
         &self,
         pass: &Pass<'_, M>,
         device: u8,
         orders: RangeInclusive<u32>,
         pages: usize,
+        spared: PageRange,
     ) -> Result<(DevicePage, u32), AllocError> {
         let alloc = || self.alloc_largest(device, orders.clone());
         let mut result = alloc();
@@ -80,7 +81,9 @@ impl<M: Mmu> Space<M> {
         }
         let _last = self.device(device).begin_emptying();
         for _ in 0..TRIES {
-            if result != Err(AllocError::Full) || !self.make_room(pass, device, &orders, pages) {
+            if result != Err(AllocError::Full)
+                || !self.make_room(pass, device, &orders, pages, spared)
+            {
                 break;
             }
             result = alloc();
@@ -96,15 +99,16 @@ impl<M: Mmu> Space<M> {
         device: u8,
         orders: &RangeInclusive<u32>,
         pages: usize,
+        spared: PageRange,
     ) -> bool {
         let memory = self.device(device);
         if !memory.memory_type().migrates() {
             return false;
         }
         // In nobody's hands, and not pinned.
-        let leaves = |page| {
+        let leaves = |page: PageNo| {
             let word = self.entries.load(page);
-            word.state() != State::Migrating && word.pins() == 0
+            !spared.contains(page) && word.state() != State::Migrating && word.pins() == 0
         };
         for _ in 0..NAPS {
             let now = self.stamp();

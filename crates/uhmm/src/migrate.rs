@@ -133,7 +133,7 @@ impl Space {
             // Batches end where 2 MiB do, so that a device can be given blocks of that size.
             let whole = BATCH - at.0 as usize % BATCH;
             let batch = PageRange::new(at, whole.min((pages.end().0 - at.0) as usize));
-            let done = match self.migrate_batch(batch, to, holes) {
+            let done = match self.migrate_batch(batch, pages, to, holes) {
                 // What has gone has gone: the rest is left.
                 Err(_) if sum.migrated > 0 => {
                     sum.left += (pages.end().0 - at.0) as usize;
@@ -148,9 +148,11 @@ impl Space {
         Ok(sum)
     }
 
+    /// Migrates a part of `all` that was asked for.
     fn migrate_batch(
         &self,
         pages: PageRange,
+        all: PageRange,
         to: Place,
         holes: bool,
     ) -> Result<Migrated, MigrateError> {
@@ -170,6 +172,7 @@ impl Space {
         args.select = Select::SYSTEM | devices;
         args.except = Some(device);
         let mut migration = self.core().migrate_vma(&args)?;
+        migration.spare(all);
         let is_hole = |page: &Page| page.source.from == From::Hole;
         let skipped = if holes { 0 } else { migration.skip_if(is_hole) };
         if migration.selected().any(|page| page.source.migrate) {

@@ -43,7 +43,7 @@ mod collect;
 mod copy;
 mod finalize;
 
-use crate::addr::{DeviceAddr, DevicePage, PageData, PageNo};
+use crate::addr::{DeviceAddr, DevicePage, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::device::Owner;
 use crate::entry::State;
@@ -248,6 +248,8 @@ struct Hands<'a, M: Mmu> {
     items: Vec<Item<'a, M>>,
     /// A driver holds one more reference on this page: that of the fault it serves (R3).
     fault_page: Option<DeviceAddr>,
+    /// Pages that no device gives up to make room for this migration.
+    spared: PageRange,
     /// Blocks of the pool that frames were taken into.
     blocks: Vec<u32>,
     /// Bytes on their way to RAM, or from one device to another.
@@ -302,6 +304,12 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
         skipped
     }
 
+    /// Says that no device is to give up any of `pages` to make room for this migration: for a request
+    /// that takes several, which must not push out what it has just brought.
+    pub fn spare(&mut self, pages: PageRange) {
+        self.hands.spared = pages;
+    }
+
     /// Hands out pages of `device` as the destinations of all pages that have none; runs of pages get
     /// blocks as large as there are. A device that is full makes room first, of its coldest pages.
     /// Returns how many pages have got one.
@@ -310,10 +318,10 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     /// [`AllocError`] when not one page could be had; nothing is lost, and another device may do.
     pub fn allocate(&mut self, device: u8) -> Result<usize, AllocError> {
         let space = self.hands.space;
-        let pass = self.hands.pass.again();
+        let (pass, spared) = (self.hands.pass.again(), self.hands.spared);
         self.allocate_by(device, |orders, rest| {
             let pages = rest.iter().filter(|item| item.wants()).count();
-            space.alloc_with_room(&pass, device, orders, pages)
+            space.alloc_with_room(&pass, device, orders, pages, spared)
         })
     }
 

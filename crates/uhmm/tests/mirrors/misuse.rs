@@ -80,21 +80,20 @@ impl Calls<'_> {
         self.add("region", space.region(len).map(drop));
         let memory = space.memory();
         self.add("map", memory.map(len, ALL));
-        self.add("map_at", unsafe { memory.map_at(at, len, ALL, false) });
-        self.add("map_foreign", unsafe {
-            memory.map_foreign(at, len, || Ok(()))
-        });
-        self.add("unmap", unsafe { memory.unmap(at, len) });
-        self.add("protect", unsafe { memory.protect(at, len, ALL) });
-        self.add("discard", unsafe { memory.discard(at, len) });
-        self.add("remap", unsafe {
-            memory.remap(at, len, 2 * len, true, None, false)
-        });
-        self.add("wipe_on_fork", unsafe {
-            memory.wipe_on_fork(at, len, true)
-        });
-        let leave = unsafe { memory.leave_out_of_fork(at, len, true) };
-        self.add("leave_out_of_fork", leave);
+        // SAFETY: all of them are refused, and nothing refers to the range.
+        unsafe {
+            self.add("map_at", memory.map_at(at, len, ALL, false));
+            let foreign = memory.map_foreign(at, len, || Ok(()));
+            self.add("map_foreign", foreign);
+            self.add("unmap", memory.unmap(at, len));
+            self.add("protect", memory.protect(at, len, ALL));
+            self.add("discard", memory.discard(at, len));
+            let moved = memory.remap(at, len, 2 * len, true, None, false);
+            self.add("remap", moved);
+            self.add("wipe_on_fork", memory.wipe_on_fork(at, len, true));
+            let leave = memory.leave_out_of_fork(at, len, true);
+            self.add("leave_out_of_fork", leave);
+        }
         self.add("read_mostly", memory.read_mostly(at, len, true));
         self.add("contents", memory.contents(at, len));
     }
