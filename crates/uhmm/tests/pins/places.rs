@@ -74,10 +74,10 @@ fn a_fast_pin_does_nothing_but_pin() {
     let first = || world.try_pin(0..1, FAST);
     assert!(matches!(in_the_way(first()), pin::PinError::WouldFault(_)));
     world.write_all();
-    drop(first().unwrap());
+    drop(world.fast_pin(0..1));
     world.migrate(0..8, Place::Device(FIRST));
     world.migrate(8..16, Place::Device(SECOND));
-    drop(first().unwrap());
+    drop(world.fast_pin(0..1));
     let fast_longterm = PinFlags {
         fast: true,
         ..LONGTERM
@@ -94,7 +94,7 @@ fn a_fast_pin_does_nothing_but_pin() {
     }
     assert_eq!(world.device(FIRST).pages.get(), 8, "nothing has moved");
     assert_eq!(world.device(SECOND).pages.get(), 8, "nothing has moved");
-    drop(world.pin(16..PAGES, FAST));
+    drop(world.fast_pin(16..PAGES));
     world.check_all();
     world.is_at_rest();
 }
