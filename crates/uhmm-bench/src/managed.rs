@@ -17,7 +17,7 @@ const NAP: Duration = Duration::from_millis(1);
 pub(crate) struct Managed {
     region: Region,
     space: Space,
-    scratch: Scratch,
+    scratch: Scratch<'static>,
 }
 
 impl Managed {

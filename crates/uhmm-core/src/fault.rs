@@ -19,6 +19,7 @@ use crate::mmu::{Mmu, Progress, Stop, Tracking};
 use crate::pagemap::Held;
 use crate::space::Space;
 use arrayvec::ArrayVec;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering::AcqRel};
 use std::time::Duration;
 
@@ -33,15 +34,54 @@ pub enum Access {
     Tracked,
 }
 
+/// Pages of a [`Scratch`].
+pub const SCRATCH_PAGES: usize = MAX_WINDOW;
+
 /// Memory for the copies of one thread that serves faults.
-pub struct Scratch {
-    pub(crate) pages: Box<[PageData]>,
+pub struct Scratch<'a> {
+    pub(crate) pages: ScratchPages<'a>,
 }
 
-impl Default for Scratch {
+pub(crate) enum ScratchPages<'a> {
+    Own(Box<[PageData]>),
+    Lent(&'a mut [PageData; SCRATCH_PAGES]),
+}
+
+impl Default for Scratch<'_> {
     fn default() -> Self {
+        let pages = vec![PageData::ZERO; SCRATCH_PAGES].into();
         Self {
-            pages: vec![PageData::ZERO; MAX_WINDOW].into(),
+            pages: ScratchPages::Own(pages),
+        }
+    }
+}
+
+impl<'a> Scratch<'a> {
+    /// One in memory that the caller has already, for where the heap may not be used. Whatever the pages
+    /// hold is overwritten.
+    pub fn lent(pages: &'a mut [PageData; SCRATCH_PAGES]) -> Self {
+        Self {
+            pages: ScratchPages::Lent(pages),
+        }
+    }
+}
+
+impl Deref for ScratchPages<'_> {
+    type Target = [PageData];
+
+    fn deref(&self) -> &[PageData] {
+        match self {
+            Self::Own(pages) => pages,
+            Self::Lent(pages) => &pages[..],
+        }
+    }
+}
+
+impl DerefMut for ScratchPages<'_> {
+    fn deref_mut(&mut self) -> &mut [PageData] {
+        match self {
+            Self::Own(pages) => pages,
+            Self::Lent(pages) => &mut pages[..],
         }
     }
 }
@@ -61,6 +101,8 @@ pub(crate) enum Outcome {
     NoRam,
     /// Somebody holds its device page (R7): the touch repeats, after a moment.
     Held,
+    /// Something else is mapped there. Whoever waits was woken.
+    Foreign,
 }
 
 /// Why the next page of a window was not copied from its device.
@@ -84,33 +126,41 @@ pub(crate) enum Ram {
 }
 
 impl<M: Mmu> Space<M> {
-    /// Serves a fault on `page`. For internal threads.
+    /// Serves a fault on `page`. For internal threads; a thread that meets the fault itself uses
+    /// [`Space::fault_here`].
     pub fn fault(&self, page: PageNo, access: Access, scratch: &mut Scratch) {
+        self.serve(page, access, scratch);
+    }
+
+    /// Serves a fault on `page`. `false`: what is mapped there is not the space's.
+    pub(crate) fn serve(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> bool {
         if !self.range().contains(page) {
-            return;
+            return false;
         }
-        loop {
+        let ours = loop {
             let Some(pass) = self.gate.enter(&self.mmu) else {
                 if self.fault_while_closed(page, access, scratch) {
-                    return;
+                    return true;
                 }
                 continue;
             };
             let outcome = self.fault_once(page, access, scratch);
             drop(pass);
             match outcome {
-                Outcome::Served => break,
+                Outcome::Served => break true,
+                Outcome::Foreign => break false,
                 Outcome::Again => {}
                 Outcome::NoRam => self.wait_for_ram(),
                 Outcome::Held => {
                     // Nobody tells when it is let go; this keeps the touch from turning in a circle.
                     self.mmu.wait(&AtomicU64::new(0), 0, HELD_PAUSE);
                     self.mmu.wake(PageRange::new(page, 1));
-                    break;
+                    break true;
                 }
             }
-        }
+        };
         self.relieve();
+        ours
     }
 
     /// One attempt to serve a fault, inside the gate.
@@ -502,6 +552,13 @@ impl<M: Mmu> Space<M> {
             } => Outcome::NoRam,
             // The copy or the move woke whoever waits.
             Progress { pages, .. } if pages > 0 => Outcome::Served,
+            Progress {
+                stop: Some(Stop::Unmapped),
+                ..
+            } => {
+                self.mmu.wake(PageRange::new(page, 1));
+                Outcome::Foreign
+            }
             // The touch repeats, and finds the page, or an end to the change, or no mapping.
             _ => self.served(page),
         }

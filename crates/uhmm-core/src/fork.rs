@@ -183,6 +183,7 @@ impl<M: Mmu> Space<M> {
     pub fn begin_in_child(&self) {
         self.gate.forget_threads();
         self.events.begin_in_child();
+        self.forget_ram_waiters();
         self.fork_log.sealed.store(false, Release);
     }
 

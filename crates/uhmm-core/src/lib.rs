@@ -20,6 +20,7 @@ pub mod events;
 pub mod evict;
 pub mod failure;
 pub mod fault;
+pub mod fault_here;
 pub mod fork;
 pub mod frames;
 mod gate;

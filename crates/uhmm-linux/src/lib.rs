@@ -20,6 +20,7 @@ pub mod protection {
 }
 
 pub mod shared_stats;
+pub mod sigbus;
 pub mod signals;
 pub mod stack;
 pub mod vmas;

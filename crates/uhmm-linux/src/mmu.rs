@@ -17,13 +17,14 @@
 use crate::abi::uffd::{OpenError, Uffd};
 use crate::abi::{futex, numa};
 use crate::arena::Arena;
+use crate::engine::Kind;
 use crate::mapping::{Mapping, Table};
 use crate::moves::RACES;
 use crate::proc_files::{ProcError, ProcFiles};
 use crate::shared_stats::Slot;
 use crate::windows::{Window, Windows};
 use linux_raw_sys::general::{
-    UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON,
+    UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS,
 };
 use rustix::fd::{AsRawFd, RawFd};
 use rustix::io::{self, Errno};
@@ -39,9 +40,16 @@ use uhmm_core::frames::{BLOCK, Frame, slots_for};
 use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
 use uhmm_core::stats::{MAX_DEVICES, Stats};
 
-/// userfaultfd features that uhmm cannot do without.
-pub const FEATURES: u64 =
-    UFFD_FEATURE_MOVE as u64 | UFFD_FEATURE_POISON as u64 | UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+/// The userfaultfd features that an engine cannot do without.
+pub const fn features(engine: Kind) -> u64 {
+    let each = UFFD_FEATURE_MOVE as u64
+        | UFFD_FEATURE_POISON as u64
+        | UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+    match engine {
+        Kind::Thread => each,
+        Kind::Signal => each | UFFD_FEATURE_SIGBUS as u64,
+    }
+}
 
 static ZEROS: PageData = PageData::ZERO;
 
@@ -97,6 +105,7 @@ const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
 /// See the module's head.
 pub struct LinuxMmu {
     pub(crate) uffd: Uffd,
+    engine: Kind,
     pub(crate) files: ProcFiles,
     space: Mapping,
     pool: Mapping,
@@ -109,12 +118,18 @@ pub struct LinuxMmu {
 
 impl LinuxMmu {
     /// Reserves a space, as large as the limits allow, and a frame pool for `budget_pages`.
-    /// `exhausted` is called when RAM and every device are full and a fault waits (R19).
+    /// `exhausted` is called when RAM and every device are full and a fault waits (R19). Faults arrive
+    /// as `engine` wants them.
     ///
     /// # Errors
     /// [`SetupError`].
-    pub fn new(budget_pages: usize, stats: Slot, exhausted: fn()) -> Result<Self, SetupError> {
-        let uffd = Uffd::open(FEATURES)
+    pub fn new(
+        engine: Kind,
+        budget_pages: usize,
+        stats: Slot,
+        exhausted: fn(),
+    ) -> Result<Self, SetupError> {
+        let uffd = Uffd::open(features(engine))
             .map_err(SetupError::Open)?
             .moved_up(high_fd());
         let files = ProcFiles::open(high_fd()).map_err(SetupError::Proc)?;
@@ -137,6 +152,7 @@ impl LinuxMmu {
         let first_number = PageNo::containing(space.address()).plus(all - numbers);
         let mmu = Self {
             uffd,
+            engine,
             files,
             windows: Windows::new(PageRange::new(first_number, numbers)),
             space,
@@ -245,7 +261,8 @@ impl LinuxMmu {
     /// [`SetupError`].
     pub fn set_up_in_child(&self) -> Result<(), SetupError> {
         let _ = self.stats.reclaim_after_fork();
-        self.uffd.renew(FEATURES).map_err(SetupError::Open)?;
+        let renewed = self.uffd.renew(features(self.engine));
+        renewed.map_err(SetupError::Open)?;
         self.files.renew().map_err(SetupError::Proc)?;
         self.register_slots(self.pool.address()..self.pool.address() + self.pool.len())?;
         self.arenas()
@@ -299,9 +316,17 @@ impl LinuxMmu {
             .discard(pages.start.address() - self.space.address(), pages.bytes());
     }
 
-    /// Brings `page` in, if the program may write to it.
-    pub fn touch(&self, page: PageNo) {
-        let _ = self.is_writable(page);
+    /// Touches `page` by way of the kernel, if the program may write to it. `false`: it is missing or
+    /// tracked, and who touches it by way of the kernel in the signal engine is not served.
+    pub fn touch(&self, page: PageNo) -> bool {
+        self.populate(page) != Err(Errno::FAULT)
+    }
+
+    /// Makes `page` present and private to this process, as a write of the program would.
+    fn populate(&self, page: PageNo) -> io::Result<()> {
+        let place = self.place(PageRange::new(page, 1)).ok_or(Errno::NOMEM)?;
+        // SAFETY: of what is present nothing changes; what is missing a fault brings in.
+        unsafe { mm::madvise(place.start as *mut _, PAGE_SIZE, Advice::LinuxPopulateWrite) }
     }
 
     /// Makes huge pages of present pages, which must begin and end on 2 MiB. The kernel's own
@@ -518,14 +543,7 @@ impl Mmu for LinuxMmu {
     /// of ours, and that for whoever has the page claimed: the caller. The core asks this of no
     /// tracked page that it has claimed.
     fn is_writable(&self, page: PageNo) -> bool {
-        let Some(place) = self.place(PageRange::new(page, 1)) else {
-            return false;
-        };
-        // SAFETY: the page is present: this changes nothing, and asks for the right to write.
-        unsafe {
-            let start = place.start as *mut _;
-            mm::madvise(start, PAGE_SIZE, Advice::LinuxPopulateWrite).is_ok()
-        }
+        self.populate(page).is_ok()
     }
 
     fn address(&self, page: PageNo) -> usize {
@@ -533,6 +551,10 @@ impl Mmu for LinuxMmu {
     }
 
     fn wake(&self, pages: PageRange) {
+        if self.engine == Kind::Signal {
+            // Nobody sleeps in the kernel: who waits, waits on the entry.
+            return;
+        }
         self.places(pages, |_, place| {
             let result = self.uffd.wake(place);
             debug_assert!(result.is_ok(), "UFFDIO_WAKE: {result:?}");

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use uhmm_core::addr::PAGE_SHIFT;
 use uhmm_core::device::Device;
-use uhmm_linux::engine::thread::ThreadEngine;
+use uhmm_linux::engine::{self, EngineError, Kind as Engine};
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
 use uhmm_linux::shared_stats::Slot;
 
@@ -21,8 +21,10 @@ pub enum BuildError {
     Core(uhmm_core::error::BuildError),
     /// The machine does not allow it; `uhmm doctor` says more.
     Setup(SetupError),
-    /// The handler threads could not be started.
-    Threads(io::Error),
+    /// The engine that serves faults cannot be started.
+    Engine(EngineError),
+    /// `UHMM_ENGINE` is neither `thread` nor `signal`.
+    NoSuchEngine,
 }
 
 impl fmt::Display for BuildError {
@@ -30,7 +32,10 @@ impl fmt::Display for BuildError {
         match self {
             Self::Core(error) => error.fmt(f),
             Self::Setup(error) => error.fmt(f),
-            Self::Threads(error) => write!(f, "cannot start the fault handlers: {error}"),
+            Self::Engine(error) => error.fmt(f),
+            Self::NoSuchEngine => {
+                write!(f, "{ENGINE} names no engine: give `thread` or `signal`")
+            }
         }
     }
 }
@@ -43,12 +48,25 @@ impl From<SetupError> for BuildError {
     }
 }
 
+/// The variable that says which engine a space has whose program does not say.
+const ENGINE: &str = "UHMM_ENGINE";
+
+fn engine_of_environment() -> Result<Engine, BuildError> {
+    match std::env::var_os(ENGINE) {
+        None => Ok(Engine::default()),
+        Some(name) if name == "thread" => Ok(Engine::Thread),
+        Some(name) if name == "signal" => Ok(Engine::Signal),
+        Some(_) => Err(BuildError::NoSuchEngine),
+    }
+}
+
 /// What a space is to be like.
 #[must_use]
 pub struct Builder {
     ram_bytes: u64,
     devices: Vec<Box<dyn Device>>,
     slot: Option<Slot>,
+    engine: Option<Engine>,
 }
 
 impl Builder {
@@ -58,7 +76,15 @@ impl Builder {
             ram_bytes,
             devices: Vec::new(),
             slot: None,
+            engine: None,
         }
+    }
+
+    /// Who serves the faults of the space. Unless it is said, the environment variable `UHMM_ENGINE` does
+    /// (`thread` or `signal`), and else it is [`Engine::Thread`].
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = Some(engine);
+        self
     }
 
     /// Adds a device. Cold pages go to the first one that has room.
@@ -76,24 +102,27 @@ impl Builder {
         Ok(self)
     }
 
-    /// Builds the space and starts its fault handlers.
+    /// Builds the space and starts its engine. With [`Engine::Signal`], the process has uhmm's handler of
+    /// SIGBUS from now on: see [`crate::sigbus`].
     ///
     /// # Errors
     /// [`BuildError`].
     pub fn build(self) -> Result<Space, BuildError> {
+        let kind = self.engine.map_or_else(engine_of_environment, Ok)?;
         let budget = (self.ram_bytes >> PAGE_SHIFT) as usize;
         let slot = match self.slot {
             Some(slot) => slot,
             None => Slot::private().map_err(|_| SetupError::Stats)?,
         };
-        let mmu = LinuxMmu::new(budget, slot, out_of_memory)?;
+        let mmu = LinuxMmu::new(kind, budget, slot, out_of_memory)?;
         let range = mmu.range();
         let core = CoreSpace::new(mmu, range, budget, self.devices).map_err(BuildError::Core)?;
         let core = Arc::new(core);
-        let engine = ThreadEngine::start(Arc::clone(&core)).map_err(BuildError::Threads)?;
+        let engine = engine::Engine::start(kind, Arc::clone(&core)).map_err(BuildError::Engine)?;
         let memory = Memory::new(Arc::clone(&core));
         let inner = Arc::new(Inner {
             engine: Mutex::new(engine),
+            kind,
             memory,
             core,
         });
@@ -113,7 +142,8 @@ fn out_of_memory() {
 
 /// The parts of a space. The engine comes first, so that it stops before the rest goes.
 pub(crate) struct Inner {
-    pub(crate) engine: Mutex<ThreadEngine>,
+    pub(crate) engine: Mutex<engine::Engine>,
+    pub(crate) kind: Engine,
     pub(crate) memory: Memory,
     pub(crate) core: Arc<CoreSpace>,
 }
@@ -128,6 +158,21 @@ impl Space {
     /// The space's address ranges, as the operating system's calls have them.
     pub fn memory(&self) -> &Memory {
         &self.inner.memory
+    }
+
+    /// Who serves its faults.
+    pub fn engine(&self) -> Engine {
+        self.inner.kind
+    }
+
+    /// Whether faults of the calling thread are served, as far as one can see: for threads that touch
+    /// managed memory for the first time, and after libraries were loaded that may have a handler of SIGBUS.
+    ///
+    /// # Errors
+    /// With the signal engine: another handler of SIGBUS is in the place of uhmm's, or this thread blocks
+    /// SIGBUS, or its stack is managed memory. The message says how to mend it.
+    pub fn check_engine(&self) -> Result<(), EngineError> {
+        engine::check(self.inner.kind, &self.inner.core)
     }
 
     /// The core. Safe code can drop pages with it, so it is not given away: see `internals`.

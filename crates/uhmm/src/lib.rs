@@ -71,6 +71,7 @@ pub mod pin;
 mod policy;
 mod range;
 mod region;
+pub mod sigbus;
 pub mod size;
 mod span;
 pub mod spec;
@@ -94,6 +95,9 @@ pub use span::{BoundsError, Span};
 pub use statistics::{DeviceStatistics, Statistics};
 pub use typed::{Pod, Slice};
 pub use view::{View, ViewError, Why};
+
+/// Who serves the faults of a space: [`Builder::engine`].
+pub use uhmm_linux::engine::{EngineError, Kind as Engine};
 
 /// The devices that come with the library.
 pub mod devices {

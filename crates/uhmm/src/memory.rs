@@ -32,11 +32,12 @@ use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error::RangeError;
 use uhmm_core::events;
+use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::hints::Hints;
 use uhmm_core::mirror::Event;
 use uhmm_core::ranges::Inside;
 use uhmm_core::regions::{Attributes, Regions};
-use uhmm_linux::engine::thread::bell;
+use uhmm_linux::engine::bell;
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
 use uhmm_linux::protection::MprotectFlags;
 use uhmm_linux::signals::Blocked;
@@ -631,11 +632,20 @@ impl Memory {
         uhmm_linux::files::each_open_file(|address, len| self.hold(address, len));
     }
 
+    /// Brings a page in that the program may write to. In the signal engine the kernel does not wait for
+    /// us, so we go to the resolver ourselves.
+    fn bring_in(&self, page: PageNo) {
+        if !self.core.mmu().touch(page) {
+            let mut scratch = Scratch::default();
+            self.core.fault_here(page, Access::Write, &mut scratch);
+        }
+    }
+
     fn hold(&self, address: usize, len: usize) {
         let last = address.saturating_add(len - 1);
         for page in address / PAGE_SIZE..=last / PAGE_SIZE {
             if let Some(page) = self.core.mmu().page_at(page * PAGE_SIZE) {
-                self.core.mmu().touch(page);
+                self.bring_in(page);
             }
         }
     }

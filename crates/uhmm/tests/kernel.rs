@@ -1,8 +1,14 @@
-//! The kernel touches managed memory on a program's behalf, and one touch of a page is one fault.
+//! The kernel touches managed memory on a program's behalf, and one touch of a page is one fault. In the
+//! signal engine the kernel says `EFAULT` where it would have to wait.
 
-use std::fs::File;
-use std::io::{Read, Seek, Write};
-use std::os::fd::FromRawFd;
+#[path = "common/calls.rs"]
+mod calls;
+#[path = "common/faults.rs"]
+mod faults;
+
+use calls::{memory_file, read_missing, write_missing};
+use faults::{counting, faults};
+use std::io::{Read, Seek};
 use std::sync::{Mutex, PoisonError};
 use uhmm::Builder;
 use uhmm::device::Device;
@@ -23,15 +29,6 @@ fn devices() -> [Box<dyn Device>; 2] {
     ]
 }
 
-fn memory_file() -> File {
-    // SAFETY: a new descriptor, owned by the file from here on.
-    unsafe {
-        let fd = libc::memfd_create(c"uhmm-test".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0);
-        File::from_raw_fd(fd)
-    }
-}
-
 /// Whole regions of four times the budget go through `write` and `read` in one call: most of their
 /// pages are missing when the kernel comes to them.
 #[test]
@@ -46,32 +43,22 @@ fn system_calls_read_and_write_missing_pages() {
             rng.fill(&mut page[100..900]);
         }
         let mut file = memory_file();
-        file.write_all(from.as_slice()).unwrap();
+        write_missing(&space, &file, from.as_slice());
         file.rewind().unwrap();
         // Into pages that were never touched, then into pages on the device.
         for _ in 0..2 {
-            file.read_exact(to.as_mut_slice()).unwrap();
+            read_missing(&space, &file, to.as_mut_slice());
             file.rewind().unwrap();
             assert!(from.as_slice() == to.as_slice());
             space.internals().push_out(&mut Scratch::default());
         }
         // And what the program wrote with no system call in between.
         to.as_mut_slice()[PAGE_SIZE * 7] ^= 1;
-        file.write_all(to.as_slice()).unwrap();
+        write_missing(&space, &file, to.as_slice());
         let mut back = vec![0; to.len()];
         file.rewind().unwrap();
         file.read_exact(&mut back).unwrap();
         assert!(back == to.as_slice());
-    }
-}
-
-/// Faults that this thread has taken, of any kind.
-fn faults() -> i64 {
-    // SAFETY: plain data, filled by the call.
-    unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
-        usage.ru_minflt + usage.ru_majflt
     }
 }
 
@@ -97,6 +84,7 @@ fn r15_a_touched_page_takes_a_write_without_another_fault() {
         while ![1, 5, 9].iter().all(is_out) {
             space.internals().push_out(&mut Scratch::default());
         }
+        let _counting = counting(&space);
         for page in [1, 5, 9, 20, 30, 40] {
             let was = state(page);
             assert_eq!(is_out(&page), page < 10, "{was:?}");

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::*};
 use uhmm::memory::Memory;
 use uhmm::spec::DeviceSpec;
-use uhmm::{Builder, Space};
+use uhmm::{Builder, Engine, Space};
 use uhmm_linux::engine::stacks::needs_unmanaged_memory;
 
 const STARTING: u8 = 0;
@@ -66,7 +66,8 @@ fn build() -> Result<Option<Space>, Box<dyn std::error::Error>> {
     };
     // Before the space sets its own hooks.
     internal::hold_during_forks();
-    let mut builder = Builder::new(ram.parse()?);
+    // Programs give their memory to system calls, whatever `UHMM_ENGINE` says.
+    let mut builder = Builder::new(ram.parse()?).engine(Engine::Thread);
     for spec in DeviceSpec::parse_list(&devices, u64::MAX)? {
         builder = builder.device(spec.build());
     }

@@ -149,6 +149,18 @@ impl<M: Mmu> Space<M> {
         self.reclaim.pressure.waiters.fetch_sub(1, SeqCst);
     }
 
+    /// Forgets, in the child of a fork that still has one thread, who waited for RAM: they are not there,
+    /// and nobody starves on their behalf.
+    pub(crate) fn forget_ram_waiters(&self) {
+        self.reclaim.pressure.waiters.store(0, SeqCst);
+    }
+
+    /// Makes the reclaimer look at its `stop`, which the caller has set (sequentially consistent).
+    pub fn wake_reclaimer(&self) {
+        self.reclaim.pressure.wanted.store(1, SeqCst);
+        self.mmu.wake_waiters(&self.reclaim.pressure.wanted);
+    }
+
     /// Runs reclaim until `stop`. For one internal thread.
     pub fn run_reclaimer(&self, stop: &AtomicBool) {
         let pressure = &self.reclaim.pressure;
@@ -166,7 +178,9 @@ impl<M: Mmu> Space<M> {
                 Step::Cleaned | Step::Unmapped => {}
                 Step::Idle => {
                     pressure.wanted.store(0, SeqCst);
-                    if self.pool.available() >= pressure.low || self.gate.is_closed() {
+                    // Who stops us sets `stop` first and `wanted` then.
+                    let rests = !stop.load(SeqCst);
+                    if rests && (self.pool.available() >= pressure.low || self.gate.is_closed()) {
                         self.mmu
                             .wait(&pressure.wanted, 0, Duration::from_millis(100));
                     }

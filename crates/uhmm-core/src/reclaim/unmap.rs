@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering::Relaxed;
 pub(super) const SPARED: usize = BLOCK;
 
 /// How much one call may do.
-pub(super) struct Effort<'a> {
+pub(super) struct Effort<'a, 's> {
     /// Pages that it unmaps; at most what is left of a block.
     pub(super) pages: usize,
     /// Entries that it looks at.
@@ -30,7 +30,7 @@ pub(super) struct Effort<'a> {
     pub(super) spare: usize,
     /// For pages of ranges that are not writable: their eviction copies them to a device at once,
     /// which is not for a fault handler (R18).
-    pub(super) scratch: Option<&'a mut Scratch>,
+    pub(super) scratch: Option<&'a mut Scratch<'s>>,
 }
 
 /// What one call has done.
@@ -178,7 +178,7 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Finds cold pages and takes them out, until the hand's block is full.
-    pub(super) fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_>) -> Done {
+    pub(super) fn unmap_some(&self, hand: &mut Hand, mut effort: Effort<'_, '_>) -> Done {
         let now = self.stamp();
         let (mut turns, mut looked, mut out) = (0, 0, 0);
         while turns < hand.most_turns()

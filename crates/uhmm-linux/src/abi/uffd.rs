@@ -45,6 +45,8 @@ pub struct Done {
 pub enum OpenError {
     /// The system call, and `/dev/userfaultfd` too, failed with this.
     Open(Errno),
+    /// This user may have one, but not for faults that the kernel takes on a program's behalf.
+    KernelFaults,
     /// The kernel lacks features that were asked for: those bits.
     Features(u64),
 }
@@ -53,6 +55,11 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open(errno) => write!(f, "cannot open a userfaultfd: {errno}"),
+            Self::KernelFaults => f.write_str(
+                "this user may not serve faults taken by the kernel, which the thread engine does: use \
+                 the signal engine (UHMM_ENGINE=signal), or run as root \
+                 `sysctl -w vm.unprivileged_userfaultfd=1`",
+            ),
             Self::Features(bits) => {
                 write!(
                     f,
@@ -120,32 +127,41 @@ impl Default for Messages {
 pub struct Uffd(OwnedFd);
 
 impl Uffd {
-    /// Opens one with `features`, for faults taken by the kernel too. Reads block. Tries the system
-    /// call, then `/dev/userfaultfd`.
+    /// Opens one with `features`. Reads block. Tries the system call, then `/dev/userfaultfd`.
+    ///
+    /// It serves faults taken by the kernel too, except with `UFFD_FEATURE_SIGBUS`: then those end in
+    /// `EFAULT` whoever opens it, so it is opened for faults of user mode only, which every user may.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(features: u64) -> Result<Self, OpenError> {
-        // SAFETY: what the descriptor can do to memory is in the hands of this type's callers.
-        let fd = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) };
-        let fd = fd
-            .or_else(|errno| Self::open_device().map_err(|_| errno))
-            .map_err(OpenError::Open)?;
-        let uffd = Self(fd);
-        let mut api = uffdio_api {
-            api: UFFD_API.into(),
-            features,
-            ioctls: 0,
+        let user_mode_only = features & u64::from(UFFD_FEATURE_SIGBUS) != 0;
+        let fd = match Self::open_any(user_mode_only) {
+            Err(Errno::PERM) if !user_mode_only && Self::open_any(true).is_ok() => {
+                return Err(OpenError::KernelFaults);
+            }
+            opened => opened.map_err(OpenError::Open)?,
         };
-        match uffd.update::<API, _>(&mut api) {
-            Ok(()) => Ok(uffd),
+        let uffd = Self(fd);
+        match uffd.agree(features) {
+            Ok(_) => Ok(uffd),
             Err(_) => Err(OpenError::Features(
                 features & !Self::features().unwrap_or(0),
             )),
         }
     }
 
-    fn open_device() -> io::Result<OwnedFd> {
+    fn open_any(user_mode_only: bool) -> io::Result<OwnedFd> {
+        let mut flags = UserfaultfdFlags::CLOEXEC;
+        if user_mode_only {
+            flags |= UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
+        }
+        // SAFETY: what the descriptor can do to memory is in the hands of this type's callers.
+        let fd = unsafe { userfaultfd(flags) };
+        fd.or_else(|errno| Self::open_device(flags).map_err(|_| errno))
+    }
+
+    fn open_device(flags: UserfaultfdFlags) -> io::Result<OwnedFd> {
         use rustix::fs::{Mode, OFlags, open};
         let device = open(
             "/dev/userfaultfd",
@@ -153,7 +169,7 @@ impl Uffd {
             Mode::empty(),
         )?;
         // SAFETY: this request takes its flags by value and returns a new descriptor.
-        let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW.into(), libc::O_CLOEXEC) };
+        let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW.into(), flags.bits()) };
         if fd < 0 {
             return Err(last_errno());
         }
@@ -161,25 +177,24 @@ impl Uffd {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
+    /// Settles with the kernel what is spoken; returns the feature bits that it has.
+    fn agree(&self, features: u64) -> io::Result<u64> {
+        let mut api = uffdio_api {
+            api: UFFD_API.into(),
+            features,
+            ioctls: 0,
+        };
+        self.update::<API, _>(&mut api)?;
+        Ok(api.features)
+    }
+
     /// The feature bits that this kernel has.
     ///
     /// # Errors
     /// [`OpenError::Open`].
     pub fn features() -> Result<u64, OpenError> {
-        // SAFETY: as in `open`.
-        let fd = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) };
-        let fd = fd
-            .or_else(|errno| Self::open_device().map_err(|_| errno))
-            .map_err(OpenError::Open)?;
-        let mut api = uffdio_api {
-            api: UFFD_API.into(),
-            features: 0,
-            ioctls: 0,
-        };
-        Self(fd)
-            .update::<API, _>(&mut api)
-            .map_err(OpenError::Open)?;
-        Ok(api.features)
+        let fd = Self::open_any(true).map_err(OpenError::Open)?;
+        Self(fd).agree(0).map_err(OpenError::Open)
     }
 
     /// The descriptor.

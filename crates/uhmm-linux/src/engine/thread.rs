@@ -14,7 +14,9 @@
 //! touched. Each handler that reads the bell's fault wakes the toucher, whose touch repeats and
 //! fetches the next handler; the last one fills the page.
 
-use super::stacks::{Stacks, show_thread};
+use super::bell;
+use super::crew::{Crew, Duty};
+use super::reclaimer::{Reclaimer, Stoppable};
 use crate::abi::uffd::{Event, Messages};
 use crate::mmu::LinuxMmu;
 use rustix::mm::{self, Advice, MprotectFlags};
@@ -30,7 +32,7 @@ use uhmm_core::mmu::{Mmu, Tracking};
 /// Handlers beyond this many only wake each other.
 const MAX_HANDLERS: usize = 64;
 
-/// What the threads share. Freed by whoever drops the last reference, threads included.
+/// What the threads share.
 struct Shared {
     space: Arc<Space<LinuxMmu>>,
     stop: AtomicBool,
@@ -38,16 +40,19 @@ struct Shared {
     bell: PageNo,
 }
 
-/// The running engine of one space; stops when dropped.
-pub struct ThreadEngine {
-    shared: Arc<Shared>,
-    stacks: Stacks,
-    threads: Vec<libc::pthread_t>,
+impl Stoppable for Shared {
+    fn space(&self) -> &Space<LinuxMmu> {
+        &self.space
+    }
+
+    fn stop(&self) -> &AtomicBool {
+        &self.stop
+    }
 }
 
-/// The page of a space that the engine keeps for itself: the last one.
-pub fn bell(space: PageRange) -> PageNo {
-    space.start.plus(space.len - 1)
+/// The running engine of one space; stops when dropped.
+pub struct ThreadEngine {
+    crew: Crew<Shared>,
 }
 
 impl ThreadEngine {
@@ -68,9 +73,7 @@ impl ThreadEngine {
             bell,
         });
         let mut engine = Self {
-            shared,
-            stacks: Stacks::new()?,
-            threads: Vec::with_capacity(80),
+            crew: Crew::new(shared)?,
         };
         engine.spawn_all()?;
         Ok(engine)
@@ -80,32 +83,10 @@ impl ThreadEngine {
         let allowed = rustix::thread::sched_getaffinity(None)?;
         let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
         for cpu in cpus.take(MAX_HANDLERS) {
-            self.spawn(Some(cpu), handler)?;
-            self.shared.handlers.fetch_add(1, AcqRel);
+            self.crew.spawn::<Handler>(Some(cpu))?;
+            self.crew.shared().handlers.fetch_add(1, AcqRel);
         }
-        self.spawn(None, reclaimer)
-    }
-
-    fn spawn(
-        &mut self,
-        cpu: Option<usize>,
-        main: extern "C" fn(*mut c_void) -> *mut c_void,
-    ) -> io::Result<()> {
-        let argument = Arc::into_raw(Arc::clone(&self.shared));
-        match self.stacks.spawn(cpu, main, argument.cast_mut().cast()) {
-            Ok(thread) => self.threads.push(thread),
-            Err(error) => {
-                // SAFETY: the thread that would have owned this count does not exist.
-                drop(unsafe { Arc::from_raw(argument) });
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The space that the engine serves.
-    pub fn space(&self) -> &Arc<Space<LinuxMmu>> {
-        &self.shared.space
+        self.crew.spawn::<Reclaimer>(None)
     }
 
     /// Starts the threads again in the child of a fork, which has only the forking thread.
@@ -113,83 +94,71 @@ impl ThreadEngine {
     /// # Errors
     /// When threads cannot be created.
     pub fn restart_in_child(&mut self) -> io::Result<()> {
-        for _ in self.threads.drain(..) {
-            // SAFETY: takes back the count that a thread of the parent held; here it never runs.
-            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.shared)) };
-        }
-        self.stacks.forget_threads();
-        self.shared.handlers.store(0, Release);
+        self.crew.forget_threads();
+        self.crew.shared().handlers.store(0, Release);
         self.spawn_all()
     }
 }
 
 impl Drop for ThreadEngine {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Release);
-        if self.shared.handlers.load(Acquire) == 0 {
+        let shared = self.crew.shared();
+        shared.stop.store(true, SeqCst);
+        if shared.handlers.load(Acquire) == 0 {
             // The engine did not get as far as to have a handler: nobody would hear the bell.
             return;
         }
-        let bell = self.shared.bell.address() as *mut c_void;
+        shared.space.wake_reclaimer();
+        let bell = shared.bell.address() as *mut c_void;
         // SAFETY: the bell is a page of ours that holds nothing.
         let rung = unsafe { mm::madvise(bell, PAGE_SIZE, Advice::LinuxPopulateRead) };
         debug_assert!(rung.is_ok(), "the bell: {rung:?}");
-        for &thread in &self.threads {
-            // SAFETY: started by us, joined once.
-            unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
-        }
+        self.crew.join();
     }
 }
 
-extern "C" fn handler(argument: *mut c_void) -> *mut c_void {
-    // SAFETY: the spawner gave this thread one count of the `Arc`.
-    let shared = unsafe { Arc::from_raw(argument.cast::<Shared>()) };
-    let space = &*shared.space;
-    let (mut messages, mut scratch) = (Messages::default(), Scratch::default());
-    let mut rung = false;
-    while !rung {
-        let read = space.mmu().uffd().read(&mut messages, |event| {
-            let Event::PageFault {
-                address,
-                write,
-                write_protected,
-                ..
-            } = event
-            else {
-                return;
-            };
-            let access = match (write_protected, write) {
-                (true, _) => Access::Tracked,
-                (false, true) => Access::Write,
-                (false, false) => Access::Read,
-            };
-            match space.mmu().page_at(address) {
-                Some(page) if page == shared.bell => rung = true,
-                Some(page) => space.fault(page, access, &mut scratch),
-                // Adopted memory that has been let go just now: the touch repeats, and meets memory.
-                None => _ = space.mmu().uffd().wake(address..address + PAGE_SIZE),
+/// Serves faults, on one CPU.
+struct Handler;
+
+impl Duty<Shared> for Handler {
+    fn run(shared: &Shared) {
+        let space = &*shared.space;
+        let (mut messages, mut scratch) = (Messages::default(), Scratch::default());
+        let mut rung = false;
+        while !rung {
+            let read = space.mmu().uffd().read(&mut messages, |event| {
+                let Event::PageFault {
+                    address,
+                    write,
+                    write_protected,
+                    ..
+                } = event
+                else {
+                    return;
+                };
+                let access = match (write_protected, write) {
+                    (true, _) => Access::Tracked,
+                    (false, true) => Access::Write,
+                    (false, false) => Access::Read,
+                };
+                match space.mmu().page_at(address) {
+                    Some(page) if page == shared.bell => rung = true,
+                    Some(page) => space.fault(page, access, &mut scratch),
+                    // Adopted memory that has been let go just now: the touch repeats, and meets memory.
+                    None => _ = space.mmu().uffd().wake(address..address + PAGE_SIZE),
+                }
+            });
+            if read.is_err() {
+                // Only a descriptor that is not ours any more: nothing can be served.
+                std::process::abort();
             }
-        });
-        if read.is_err() {
-            // Only a descriptor that is not ours any more: nothing can be served.
-            std::process::abort();
+        }
+        debug_assert!(shared.stop.load(Acquire), "somebody touched the bell");
+        if shared.handlers.fetch_sub(1, AcqRel) == 1 {
+            let zeros = [PageData::ZERO];
+            let _ = space.mmu().copy(&zeros, shared.bell, Tracking::Off);
+        } else {
+            space.mmu().wake(PageRange::new(shared.bell, 1));
         }
     }
-    debug_assert!(shared.stop.load(Acquire), "somebody touched the bell");
-    if shared.handlers.fetch_sub(1, AcqRel) == 1 {
-        let zeros = [PageData::ZERO];
-        let _ = space.mmu().copy(&zeros, shared.bell, Tracking::Off);
-    } else {
-        space.mmu().wake(PageRange::new(shared.bell, 1));
-    }
-    show_thread();
-    std::ptr::null_mut()
-}
-
-extern "C" fn reclaimer(argument: *mut c_void) -> *mut c_void {
-    // SAFETY: the spawner gave this thread one count of the `Arc`.
-    let shared = unsafe { Arc::from_raw(argument.cast::<Shared>()) };
-    shared.space.run_reclaimer(&shared.stop);
-    show_thread();
-    std::ptr::null_mut()
 }

@@ -7,6 +7,7 @@ use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
 use uhmm_core::stats::MAX_DEVICES;
 use uhmm_linux::abi::pagemap;
 use uhmm_linux::abi::uffd::Event;
+use uhmm_linux::engine::Kind;
 use uhmm_linux::mmu::LinuxMmu;
 use uhmm_linux::protection::MprotectFlags;
 use uhmm_linux::shared_stats::Slot;
@@ -15,7 +16,7 @@ use uhmm_linux::shared_stats::Slot;
 const PAGES: usize = 64;
 
 fn mmu() -> LinuxMmu {
-    let mmu = LinuxMmu::new(512, Slot::private().unwrap(), || ()).unwrap();
+    let mmu = LinuxMmu::new(Kind::Thread, 512, Slot::private().unwrap(), || ()).unwrap();
     let all = PageRange::new(mmu.space_range().start, PAGES);
     mmu.protect(all, MprotectFlags::READ | MprotectFlags::WRITE)
         .unwrap();

@@ -7,6 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::fd::{BorrowedFd, RawFd};
 use uhmm_core::addr::{PAGE_SIZE, PageData, PageNo, PageRange};
 use uhmm_core::mmu::{Mmu, Progress, Tracking};
+use uhmm_linux::engine::Kind;
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
 use uhmm_linux::proc_files::{ProcError, ProcFiles};
 use uhmm_linux::protection::MprotectFlags;
@@ -16,7 +17,7 @@ use uhmm_linux::shared_stats::Slot;
 const PAGES: usize = 16;
 
 fn set_up() -> Result<LinuxMmu, SetupError> {
-    LinuxMmu::new(512, Slot::private().unwrap(), || ())
+    LinuxMmu::new(Kind::Thread, 512, Slot::private().unwrap(), || ())
 }
 
 fn mmu() -> LinuxMmu {

@@ -2,8 +2,9 @@
 //! range, the device gets its pages back.
 
 use crate::child::{End, child, wait};
+use crate::faults::{counting, faults};
 use crate::pin::pin;
-use crate::{FIRST, World, alone, faults, wait_until};
+use crate::{FIRST, World, alone, wait_until};
 use uhmm::Place;
 use uhmm::memory::Protection;
 use uhmm_core::addr::PAGE_SIZE;
@@ -40,6 +41,7 @@ fn counted(world: &World) -> [u64; 4] {
 fn a_touch_takes_no_fault() {
     let _alone = alone();
     let world = there();
+    let _counting = counting(&world.space);
     let (before, mine) = (counted(&world), faults());
     for page in 0..PAGES {
         world.peek(page);

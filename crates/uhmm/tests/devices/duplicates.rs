@@ -1,7 +1,9 @@
 //! Pages that are mostly read: the device keeps its copy, an unmodified page goes again for nothing,
 //! and the first write to one is one fault.
 
-use crate::{BUDGET, FIRST, World, alone, faults, wait_until};
+use crate::calls::read_missing;
+use crate::faults::{counting, faults};
+use crate::{BUDGET, FIRST, World, alone, wait_until};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -76,6 +78,7 @@ fn unmodified_pages_go_again_without_a_copy() {
 fn the_first_write_is_one_fault_and_the_next_is_none() {
     let _alone = alone();
     let world = both_sides();
+    let _counting = counting(&world.space);
     for page in (0..PAGES).rev() {
         let before = faults();
         world.poke(page);
@@ -118,7 +121,7 @@ fn writes_are_never_forgotten() {
     std::io::Write::write_all(&mut &writer, &from).unwrap();
     // SAFETY: a page of the mapping, which nobody else uses.
     let to = unsafe { std::slice::from_raw_parts_mut(world.at(1).cast::<u8>(), 4096) };
-    std::io::Read::read_exact(&mut &reader, to).unwrap();
+    read_missing(&world.space, &reader, to);
     world.push_out();
     from.iter_mut().for_each(|byte| *byte = 0);
     assert!(to.iter().all(|&byte| byte == 0x77));

@@ -1,6 +1,8 @@
 //! Device memory through the public library, on real faults: what each type of memory promises,
 //! migration by request, removal, failure, and fork, each against the oracle.
 
+#[path = "../common/calls.rs"]
+mod calls;
 mod chaos;
 #[path = "../fork/child.rs"]
 mod child;
@@ -9,6 +11,8 @@ mod device;
 mod driver;
 mod duplicates;
 mod failure;
+#[path = "../common/faults.rs"]
+mod faults;
 mod faulty;
 mod forks;
 mod hints;
@@ -95,16 +99,6 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     while !is_so() {
         assert!(begin.elapsed() < SOON, "not in time: {what}");
         thread::sleep(Duration::from_micros(200));
-    }
-}
-
-/// Faults that this thread has taken, of any kind.
-fn faults() -> i64 {
-    // SAFETY: plain data, filled by the call.
-    unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
-        usage.ru_minflt + usage.ru_majflt
     }
 }
 

@@ -1,5 +1,6 @@
 //! Coherent memory on a NUMA node.
 
+use crate::faults::{counting, faults};
 use crate::{DEVICE, FIRST, TestDevice, World, alone};
 use uhmm::device::DeviceInfo;
 use uhmm::{BuildError, Builder, Place};
@@ -26,9 +27,10 @@ fn memory_of_a_node_is_used() {
     let world = World::within(space, 300);
     world.write_all();
     world.send(Place::Device(FIRST));
-    let faults = crate::faults();
+    let _counting = counting(&world.space);
+    let before = faults();
     (0..300).for_each(|page| world.poke(page));
-    assert_eq!(crate::faults(), faults);
+    assert_eq!(faults(), before);
     world.check_all();
     world.write_all();
     world.send(Place::Ram);

@@ -1,11 +1,10 @@
 //! Memory that the CPU does not map: a touch brings the page home, whoever touches it and whenever.
 
+use crate::calls::{memory_file, read_missing, write_missing};
 use crate::child::{End, child, wait};
 use crate::pin::pin;
 use crate::{FIRST, World, alone};
-use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::FromRawFd;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -101,15 +100,6 @@ fn threads_touch_what_another_migrates() {
     }
 }
 
-fn memory_file() -> File {
-    // SAFETY: a new descriptor, owned by the file from here on.
-    unsafe {
-        let fd = libc::memfd_create(c"uhmm-test".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0);
-        File::from_raw_fd(fd)
-    }
-}
-
 #[test]
 fn system_calls_read_and_write_pages_on_devices() {
     let _alone = alone();
@@ -124,9 +114,18 @@ fn system_calls_read_and_write_pages_on_devices() {
         let source = unsafe { slice::from_raw_parts(from.address as *const u8, from.len()) };
         // SAFETY: as above.
         let sink = unsafe { slice::from_raw_parts_mut(to.address as *mut u8, to.len()) };
-        file.write_all(source).unwrap();
+        if memory == Private {
+            write_missing(&from.space, &file, source);
+        } else {
+            // The kernel finds mapped what the CPU can map.
+            file.write_all(source).unwrap();
+        }
         file.rewind().unwrap();
-        file.read_exact(sink).unwrap();
+        if memory == Private {
+            read_missing(&to.space, &file, sink);
+        } else {
+            file.read_exact(sink).unwrap();
+        }
         from.check_all();
         assert!(source == sink);
     }
