@@ -6,6 +6,8 @@ use crate::floor::{FaultLoop, Pages};
 use crate::managed::Managed;
 use crate::report::Unit;
 use crate::rounds::{Pair, Rounds, seconds};
+use crate::signal_floor::SignalLoop;
+use uhmm::Engine;
 use uhmm::device::Device;
 use uhmm::devices::{Lz4Device, MirrorDevice};
 use uhmm_core::addr::PAGE_SIZE;
@@ -102,5 +104,37 @@ fn private(
             ours: time,
             floor: seconds(|| content::read_words(bare.as_slice(), &order, |_| BARE))?,
         }])
+    })
+}
+
+/// The same in the signal engine: reading pages of the mirror device in random order, beside the bare
+/// handler of SIGBUS.
+pub(crate) fn signal_mirror(rounds: &mut Rounds<'_>) -> Result<(), Error> {
+    signal(rounds, "fault_signal_mirror", mirror)
+}
+
+/// Reading pages of the lz4 device in random order in the signal engine.
+pub(crate) fn signal_lz4(rounds: &mut Rounds<'_>) -> Result<(), Error> {
+    signal(rounds, "fault_signal_lz4", lz4)
+}
+
+fn signal(
+    rounds: &mut Rounds<'_>,
+    name: &'static str,
+    device: fn(usize) -> Box<dyn Device>,
+) -> Result<(), Error> {
+    let pages = rounds.size(16 << 10, 4 << 10);
+    let mut ours = Managed::with_engine(Engine::Signal, pages, 2 * pages, device(pages))?;
+    let mut bare = SignalLoop::new(pages, BARE)?;
+    content::fill(ours.as_mut_slice(), 0);
+    rounds.run([name], Unit::MicrosPerPage, pages, |round| {
+        ours.push_out();
+        ours.check_out()?;
+        bare.forget();
+        let order = content::shuffled(pages, round);
+        let time = seconds(|| content::read_words(ours.as_slice(), &order, |page| word(page, 0)))?;
+        content::check(ours.as_slice(), 0)?;
+        let floor = bare.with(|bare| seconds(|| content::read_words(bare, &order, |_| BARE)))?;
+        Ok([Pair { ours: time, floor }])
     })
 }

@@ -18,6 +18,7 @@ mod managed;
 mod oversubscribe;
 mod report;
 mod rounds;
+mod signal_floor;
 
 pub use error::Error;
 pub use report::{Figure, Unit};
@@ -64,6 +65,14 @@ const GROUPS: &[Group] = &[
     Group {
         names: &["fault_private_lz4"],
         run: faults::private_lz4,
+    },
+    Group {
+        names: &["fault_signal_mirror"],
+        run: faults::signal_mirror,
+    },
+    Group {
+        names: &["fault_signal_lz4"],
+        run: faults::signal_lz4,
     },
     Group {
         names: &["sequential_mirror"],

@@ -4,7 +4,7 @@ use crate::error::Error;
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::Device;
-use uhmm::{Builder, Place, Region, Space};
+use uhmm::{Builder, Engine, Place, Region, Space};
 use uhmm_core::addr::{PAGE_SIZE, PageNo};
 use uhmm_core::entry::State;
 use uhmm_core::fault::Scratch;
@@ -23,8 +23,19 @@ pub(crate) struct Managed {
 impl Managed {
     /// A region of `pages` pages in a space that may keep `budget` pages in RAM.
     pub(crate) fn new(pages: usize, budget: usize, device: Box<dyn Device>) -> Result<Self, Error> {
+        Self::with_engine(Engine::Thread, pages, budget, device)
+    }
+
+    /// The same, with an engine of one's choice.
+    pub(crate) fn with_engine(
+        engine: Engine,
+        pages: usize,
+        budget: usize,
+        device: Box<dyn Device>,
+    ) -> Result<Self, Error> {
         let space = Builder::new((budget * PAGE_SIZE) as u64)
             .device(device)
+            .engine(engine)
             .build()?;
         Ok(Self {
             region: space.region(pages * PAGE_SIZE)?,

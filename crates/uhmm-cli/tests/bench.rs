@@ -9,6 +9,8 @@ const NAMES: [&str; 13] = [
     "first_touch_uffd",
     "fault_private_mirror",
     "fault_private_lz4",
+    "fault_signal_mirror",
+    "fault_signal_lz4",
     "sequential_mirror",
     "bulk_to_device",
     "bulk_to_system",
