@@ -493,6 +493,8 @@ fn devices_and_doctor_answer() {
         "userfaultfd: ",
         "moving pages: ",
         "address space: ",
+        "thread engine: ",
+        "signal engine: ",
     ] {
         assert!(said.contains(check), "{said}");
     }

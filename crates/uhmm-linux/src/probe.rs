@@ -72,7 +72,15 @@ impl Report {
             None => Ok(()),
         }
     }
+
+    /// Whether programs that use the library can have a space with the signal engine, which takes less.
+    pub fn has_signal_engine(&self) -> bool {
+        let mut checks = self.checks.iter();
+        checks.any(|check| check.name == SIGNAL_ENGINE && check.verdict == Verdict::Ok)
+    }
 }
+
+const SIGNAL_ENGINE: &str = "signal engine";
 
 /// Looks at this machine.
 pub fn probe() -> Report {
@@ -134,7 +142,59 @@ pub fn judge(facts: &Facts) -> Report {
         overcommit(facts),
         address_space(facts),
     ]);
+    let thread = thread_engine(&checks);
+    checks.extend([thread, signal_engine(facts, &checks)]);
     Report { checks }
+}
+
+/// What serves the faults of `uhmm run`, and of the library unless told otherwise.
+fn thread_engine(checks: &[Check]) -> Check {
+    let name = "thread engine";
+    match checks
+        .iter()
+        .find(|check| check.verdict == Verdict::Missing)
+    {
+        None => ok(name, "can be used: faults of system calls are served too"),
+        Some(missing) => Check {
+            name,
+            verdict: Verdict::Missing,
+            detail: format!("cannot be used, for want of {}", missing.name),
+            mend: missing.mend.clone(),
+        },
+    }
+}
+
+/// What serves the faults of programs that build their space so. It lacks nothing for want of a right to
+/// the kernel's own faults.
+fn signal_engine(facts: &Facts, checks: &[Check]) -> Check {
+    let opens = facts.user_mode_only.is_ok() || facts.device_node.is_ok();
+    let has_signals = facts
+        .features
+        .is_some_and(|bits| bits & u64::from(UFFD_FEATURE_SIGBUS) != 0);
+    let mut missing = checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Missing);
+    let other = missing.find(|check| check.name != USERFAULTFD);
+    match other {
+        None if opens && has_signals => ok(
+            SIGNAL_ENGINE,
+            "can be used: by the library, with UHMM_ENGINE=signal or Builder::engine",
+        ),
+        None if opens => warning(
+            SIGNAL_ENGINE,
+            "cannot be used: this kernel does not report faults by signals",
+            NEWER_KERNEL,
+        ),
+        None => warning(
+            SIGNAL_ENGINE,
+            "cannot be used while userfaultfd cannot be opened",
+            "mend userfaultfd first",
+        ),
+        Some(other) => {
+            let detail = format!("cannot be used, for want of {}", other.name);
+            warning(SIGNAL_ENGINE, detail, NEWER_KERNEL)
+        }
+    }
 }
 
 fn ok(name: &'static str, detail: impl Into<String>) -> Check {
@@ -200,8 +260,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+const USERFAULTFD: &str = "userfaultfd";
+
 fn userfaultfd(facts: &Facts) -> Check {
-    let name = "userfaultfd";
+    let name = USERFAULTFD;
     let Err(errno) = facts.userfaultfd else {
         return ok(
             name,

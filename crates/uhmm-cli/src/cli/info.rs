@@ -52,9 +52,13 @@ pub fn doctor() -> Result<ExitCode, Failure> {
         }
     }
     let usable = report.usable().is_ok();
-    text += match usable {
-        true => "\nThis machine and this user can run uhmm.\n",
-        false => "\nuhmm cannot run here until what is MISSING is mended.\n",
+    text += match (usable, report.has_signal_engine()) {
+        (true, _) => "\nThis machine and this user can run uhmm.\n",
+        (false, true) => {
+            "\n`uhmm run` cannot run here until what is MISSING is mended. Programs that use the library \
+             can, with the signal engine.\n"
+        }
+        (false, false) => "\nuhmm cannot run here until what is MISSING is mended.\n",
     };
     print(&text)?;
     Ok(ExitCode::from(if usable { 0 } else { 2 }))

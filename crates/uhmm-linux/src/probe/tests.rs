@@ -119,6 +119,39 @@ fn the_device_node_stands_in_for_the_system_call() {
 }
 
 #[test]
+fn each_engine_is_judged_by_what_it_needs() {
+    let engines = |change: fn(&mut Facts)| {
+        let mut facts = healthy();
+        change(&mut facts);
+        let report = judge(&facts);
+        let thread = report
+            .checks
+            .iter()
+            .find(|check| check.name == "thread engine");
+        let thread = thread.unwrap().verdict == Verdict::Ok;
+        assert_eq!(thread, report.usable().is_ok(), "`uhmm run` has that one");
+        (thread, report.has_signal_engine())
+    };
+    assert_eq!(engines(|_| ()), (true, true));
+    assert_eq!(
+        engines(|facts| facts.userfaultfd = Err(Errno::PERM)),
+        (false, true),
+        "a user without privilege"
+    );
+    let nothing_opens = |facts: &mut Facts| {
+        facts.userfaultfd = Err(Errno::PERM);
+        facts.user_mode_only = Err(Errno::PERM);
+    };
+    assert_eq!(engines(nothing_opens), (false, false), "a filter");
+    let without_signals = |facts: &mut Facts| {
+        facts.features = Some(0x1ffff & !u64::from(UFFD_FEATURE_SIGBUS));
+    };
+    assert_eq!(engines(without_signals), (true, false));
+    let old = |facts: &mut Facts| facts.features = Some(0xffff);
+    assert_eq!(engines(old), (false, false));
+}
+
+#[test]
 fn settings_that_only_get_in_the_way_are_warnings() {
     let facts = Facts {
         huge_pages: Some("never".into()),
