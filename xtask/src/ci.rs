@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: all that must pass besides the tests.
 
 use crate::step::{Steps, cargo};
-use crate::{Outcome, check, mutants, programs};
+use crate::{Outcome, check, engines, mutants, programs};
 use std::process::Stdio;
 
 /// Runs every step, and says at the end which failed.
@@ -61,6 +61,8 @@ pub fn ci() -> Outcome {
         &mut cargo(&["test", "--release", "--package", "xtask"]),
     );
     steps.work("mutants", || mutants::run(&[], false));
+    // `cargo test` has run them on the thread engine.
+    steps.work("signal engine", engines::engines);
     // `cargo test` has run the programs on lz4; here it is the other device's turn.
     for device in programs::DEVICES.iter().filter(|device| **device != "lz4") {
         steps.command(

@@ -4,6 +4,7 @@
 
 mod check;
 mod ci;
+mod engines;
 mod layers;
 mod mutants;
 mod programs;
@@ -22,6 +23,7 @@ Usage: cargo xtask COMMAND
 Commands:
   check                     arrows between crates, file sizes, lints, leftovers
   ci                        all that must pass besides `cargo test --release`
+  engines                   the library's tests on the signal engine, as root and without privilege
   mutants [--list] [FILTER]...
                             breaks each rule of docs/rules.md on purpose, and shows that its
                             tests fail (all, or those that have this rule or word)
@@ -39,6 +41,7 @@ type Outcome = Result<(), String>;
 enum Command {
     Check,
     Ci,
+    Engines,
     Mutants { filters: Vec<String>, list: bool },
     Programs { devices: Vec<String> },
     Soak { minutes: u64 },
@@ -67,6 +70,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
     let mut command = match name.as_str() {
         "check" => Command::Check,
         "ci" => Command::Ci,
+        "engines" => Command::Engines,
         "mutants" => Command::Mutants {
             filters: Vec::new(),
             list: false,
@@ -103,6 +107,7 @@ fn act(command: Command) -> Outcome {
     match command {
         Command::Check => check::check(),
         Command::Ci => ci::ci(),
+        Command::Engines => engines::engines(),
         Command::Mutants { filters, list } => mutants::run(&filters, list),
         Command::Programs { devices } => programs::programs(&devices),
         Command::Soak { minutes } => soak::soak(minutes),

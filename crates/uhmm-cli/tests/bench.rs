@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "first_touch",
     "first_touch_uffd",
     "fault_private_mirror",

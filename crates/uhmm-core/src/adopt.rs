@@ -167,7 +167,7 @@ impl<M: Mmu> Step<'_, M> {
             }
         }
         let results = space.load_batch(&from, &mut scratch.pages);
-        for ((at, result), data) in from.iter().zip(results).zip(&scratch.pages) {
+        for ((at, result), data) in from.iter().zip(results).zip(scratch.pages.iter()) {
             let page = start.plus(self.now.len());
             let now = match result {
                 Ok(()) => space.map_whatever_the_budget(page, data),

@@ -444,7 +444,7 @@ impl<M: Mmu> Space<M> {
         let outcome = self.fault_once(page, access, scratch);
         drop(pass);
         match outcome {
-            Outcome::Served | Outcome::Again => {}
+            Outcome::Served | Outcome::Again | Outcome::Foreign => {}
             Outcome::NoRam => {
                 self.reclaim(scratch);
                 self.nap();

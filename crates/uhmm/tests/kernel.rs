@@ -5,9 +5,12 @@
 mod calls;
 #[path = "common/faults.rs"]
 mod faults;
+#[path = "common/file.rs"]
+mod file;
 
-use calls::{memory_file, read_missing, write_missing};
+use calls::{read_missing, write_missing};
 use faults::{counting, faults};
+use file::memory_file;
 use std::io::{Read, Seek};
 use std::sync::{Mutex, PoisonError};
 use uhmm::Builder;

@@ -21,6 +21,7 @@ mod batch;
 mod devices;
 mod duplicates;
 mod failure;
+mod fault_here;
 mod faults;
 mod fork;
 mod holds;
@@ -56,6 +57,7 @@ const TABLES: &[&[Mutant]] = &[
     devices::MUTANTS,
     failure::MUTANTS,
     faults::MUTANTS,
+    fault_here::MUTANTS,
     duplicates::MUTANTS,
     fork::MUTANTS,
     adopt::MUTANTS,

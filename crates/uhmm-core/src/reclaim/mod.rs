@@ -129,7 +129,8 @@ impl<M: Mmu> Space<M> {
         }
     }
 
-    /// Wakes the reclaimer, which frees what is buried even where RAM is not short. On any thread.
+    /// Wakes the reclaimer, which frees what is buried even where RAM is not short, and looks whether it
+    /// is to stop. On any thread.
     pub fn wake_reclaimer(&self) {
         if self.reclaim.pressure.wanted.swap(1, SeqCst) == 0 {
             self.mmu.wake_waiters(&self.reclaim.pressure.wanted);
@@ -153,12 +154,6 @@ impl<M: Mmu> Space<M> {
     /// and nobody starves on their behalf.
     pub(crate) fn forget_ram_waiters(&self) {
         self.reclaim.pressure.waiters.store(0, SeqCst);
-    }
-
-    /// Makes the reclaimer look at its `stop`, which the caller has set (sequentially consistent).
-    pub fn wake_reclaimer(&self) {
-        self.reclaim.pressure.wanted.store(1, SeqCst);
-        self.mmu.wake_waiters(&self.reclaim.pressure.wanted);
     }
 
     /// Runs reclaim until `stop`. For one internal thread.

@@ -11,9 +11,9 @@
 //!
 //! - All signals are blocked, but SIGSEGV, SIGFPE, SIGILL and SIGTRAP, which only a mistake of ours raises. A
 //!   SIGBUS in the handler ends the process.
-//! - It runs on the stack of the thread, not on an alternate one: serving takes up to 16 KiB of stack, a
-//!   device's own need not counted. So no stack may be managed memory; a handler that finds itself on one
-//!   says so and ends the process, since it would die of its next touch anyway.
+//! - It runs on the stack of the thread, not on an alternate one, which is too small: with the kernel's frame
+//!   serving takes up to 32 KiB. So no stack may be managed memory; a handler that finds itself on one says so
+//!   and ends the process, since it would die of its next touch anyway.
 //! - It makes system calls, reads and writes atomics, and takes the locks of the fault path
 //!   (`uhmm_core::lock`, a device's own). No thread can hold one of those and fault: internal threads and
 //!   drivers' do not touch managed memory while they have one, application threads take none (R18). So a
@@ -196,14 +196,10 @@ pub fn check(space: &Space<LinuxMmu>) -> Result<(), SignalError> {
     Ok(())
 }
 
-fn page_at(space: &Space<LinuxMmu>, address: usize) -> Option<PageNo> {
-    let page = PageNo::containing(address);
-    space.range().contains(page).then_some(page)
-}
-
 fn is_on_managed_stack(space: &Space<LinuxMmu>) -> bool {
     let here = 0u8;
-    page_at(space, std::ptr::from_ref(&here) as usize).is_some()
+    let here = std::ptr::from_ref(&here) as usize;
+    space.mmu().page_at(here).is_some()
 }
 
 fn has_managed_signal_stack(space: &Space<LinuxMmu>) -> bool {
@@ -219,46 +215,33 @@ fn has_managed_signal_stack(space: &Space<LinuxMmu>) -> bool {
     is_on
         && [first, last]
             .into_iter()
-            .any(|end| page_at(space, end).is_some())
+            .any(|end| space.mmu().page_at(end).is_some())
 }
 
 impl Shared {
     /// Serves a fault of the calling thread.
-    fn serve(&self, page: PageNo, access: Access) -> Fault {
+    fn serve(&self, page: PageNo, access: Access) -> Served {
         if is_on_managed_stack(&self.space) {
             die_plainly(
                 "uhmm: a thread whose stack is managed memory has touched a missing page, which the \
                  signal engine cannot serve; use the thread engine. The process is killed.\n",
             );
         }
-        for _ in 0..2 {
-            let served = self
-                .scratch
-                .with(|scratch| self.space.fault_here(page, access, scratch));
-            match served {
-                Served::Yes => return Fault::Served,
-                Served::Lost => return Fault::Lost,
-                Served::NotOurs => {}
-            }
-            // What is mapped there by somebody else may have come or gone since the fault, so the kernel is
-            // asked whether the touch would succeed now. If so, or if it would be a SIGSEGV, it repeats. If
-            // not, the range may be ours again by now: then the second look serves it.
-            if touch(page, access) != Err(Errno::FAULT) {
-                return Fault::Served;
-            }
-        }
-        Fault::NotOurs
+        self.scratch
+            .with(|scratch| self.space.fault_here(page, access, scratch))
     }
 }
 
-/// Touches a page by way of the kernel: `EFAULT` where the program's touch would be a SIGBUS.
-fn touch(page: PageNo, access: Access) -> rustix::io::Result<()> {
+/// Whether a touch would succeed now, or be a SIGSEGV for want of memory there, as the kernel has it.
+fn would_not_be_sigbus(address: usize, access: Access) -> bool {
     let advice = match access {
         Access::Read => Advice::LinuxPopulateRead,
         Access::Write | Access::Tracked => Advice::LinuxPopulateWrite,
     };
+    let page = PageNo::containing(address).address() as *mut c_void;
     // SAFETY: does to the page what the program's own access is about to do.
-    unsafe { mm::madvise(page.address() as *mut c_void, PAGE_SIZE, advice) }
+    let touched = unsafe { mm::madvise(page, PAGE_SIZE, advice) };
+    matches!(touched, Ok(()) | Err(Errno::NOMEM))
 }
 
 /// Serves a fault that the kernel has reported, if a space has its address.
@@ -268,9 +251,22 @@ fn touch(page: PageNo, access: Access) -> rustix::io::Result<()> {
 unsafe fn serve(info: &libc::siginfo_t, context: *mut c_void) -> Fault {
     // SAFETY: as the caller promises.
     let (address, access) = unsafe { (info.si_addr() as usize, context::access(context)) };
-    let served = places::find(|engine| {
-        let page = page_at(&engine.space, address)?;
-        Some(engine.serve(page, access))
-    });
-    served.unwrap_or(Fault::NotOurs)
+    for _ in 0..2 {
+        let served = places::find(|engine| {
+            let page = engine.space.mmu().page_at(address)?;
+            Some(engine.serve(page, access))
+        });
+        match served {
+            Some(Served::Yes) => return Fault::Served,
+            Some(Served::Lost) => return Fault::Lost,
+            Some(Served::NotOurs) | None => {}
+        }
+        // It may have been ours at the time of the fault: adopted memory that was let go, pages that
+        // something else is mapped over now. So the kernel is asked what a touch would be now; and where it
+        // would be the same again, the range may be ours again meanwhile, and has a second look.
+        if would_not_be_sigbus(address, access) {
+            return Fault::Served;
+        }
+    }
+    Fault::NotOurs
 }

@@ -11,6 +11,7 @@ mod discard;
 mod duplicates;
 mod exclusive;
 mod failure;
+mod fault_here;
 mod faults;
 mod fences;
 mod fork;

@@ -1,5 +1,7 @@
 //! What the kernel does by itself: huge pages, system calls, and what the program has asked of it.
 
+use crate::calls::{read_missing, write_missing};
+use crate::file::memory_file;
 use crate::own::Own;
 use crate::{FIRST, World, alone, device, devices, space};
 use uhmm::Place;
@@ -115,19 +117,14 @@ fn huge_pages_are_made_of_adopted_pages_by_request() {
     }
 }
 
-/// Taken by the kernel, in the middle of a system call.
+/// Taken by the kernel, in the middle of a system call (which is told of them in the signal engine).
 #[test]
 fn system_calls_find_adopted_pages() {
-    use std::io::{Read, Seek, Write};
-    use std::os::fd::FromRawFd;
+    use std::io::Seek;
     let _alone = alone();
     for (name, device) in devices() {
         let mut world = World::new(space(512, vec![device]), 2048);
-        // SAFETY: a new descriptor, owned by the file from here on.
-        let mut file = unsafe {
-            let fd = libc::memfd_create(c"uhmm-test".as_ptr(), libc::MFD_CLOEXEC);
-            std::fs::File::from_raw_fd(fd)
-        };
+        let mut file = memory_file();
         if name == "coherent" {
             // RAM alone does not do, and reclaim puts nothing there.
             world.space.add_device(crate::device(Private).0).unwrap();
@@ -135,10 +132,10 @@ fn system_calls_find_adopted_pages() {
         world.adopt();
         // SAFETY: the test's own mapping, and nobody else's just now.
         let bytes = unsafe { std::slice::from_raw_parts_mut(world.own.at(0), world.own.len()) };
-        file.write_all(bytes).unwrap();
+        write_missing(&world.space, &file, bytes);
         world.push_out();
         file.rewind().unwrap();
-        file.read_exact(bytes).unwrap();
+        read_missing(&world.space, &file, bytes);
         world.check_all();
         world.release();
         world.check_released();

@@ -3,10 +3,14 @@
 
 mod bad;
 mod budget;
+#[path = "../common/calls.rs"]
+mod calls;
 #[path = "../fork/child.rs"]
 mod child;
 #[path = "../devices/device.rs"]
 mod device;
+#[path = "../common/file.rs"]
+mod file;
 mod forks;
 mod home;
 mod kernel;

@@ -1,9 +1,7 @@
 //! System calls on managed memory, in either engine: the kernel waits for a handler thread, and does not
 //! wait for a signal handler.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::FromRawFd;
 use uhmm::{Engine, Space};
 
 /// What a page's size is to the kernel.
@@ -11,16 +9,6 @@ const PAGE: usize = 4096;
 
 /// How often a page may have gone again between a touch and the call.
 const PATIENCE: usize = 1000;
-
-/// A file in memory.
-pub fn memory_file() -> File {
-    // SAFETY: a new descriptor, owned by the file from here on.
-    unsafe {
-        let fd = libc::memfd_create(c"uhmm-test".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0);
-        File::from_raw_fd(fd)
-    }
-}
 
 /// Writes all of `from`, which is memory of `space`. Some of it must be missing: in the thread engine the
 /// kernel has it brought in, in the signal engine it says `EFAULT` there, and a touch is the mend.

@@ -3,7 +3,8 @@
 
 use crate::child::{End, child, wait};
 use crate::device::{FULL, WORKS};
-use crate::{BUDGET, FIRST, SECOND, SOON, World, alone, device, faults, space, wait_until};
+use crate::faults::{counting, faults};
+use crate::{BUDGET, FIRST, SECOND, SOON, World, alone, device, space, wait_until};
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 use uhmm::memory::Protection;
@@ -100,6 +101,7 @@ fn pages_that_prefer_ram_stay_while_others_come_and_go() {
         (0..4 * BUDGET)
             .filter(|page| !STAY.contains(page))
             .for_each(|page| world.write(page));
+        let _counting = counting(&world.space);
         let before = faults();
         STAY.for_each(|page| world.check(page));
         assert_eq!(faults(), before, "round {round}");
@@ -143,6 +145,7 @@ fn pages_are_prefetched_to_where_they_are_told_or_prefer() {
     let to = Hint::Prefetch(Some(Place::Device(SECOND)));
     assert_eq!(advise(&world, 0..PAGES, to), moved(PAGES - 50, 0));
     assert!((0..PAGES).all(|page| is_on(&world, page, SECOND)));
+    let _counting = counting(&world.space);
     let before = faults();
     world.check_all();
     assert_eq!(faults(), before, "the CPU maps the memory of that device");
@@ -193,6 +196,7 @@ fn what_will_be_needed_is_there_without_a_fault() {
         advise(&world, needed.clone(), Hint::WillNeed),
         moved(180, 0)
     );
+    let _counting = counting(&world.space);
     let before = faults();
     (20..200).for_each(|page| world.check(page));
     assert_eq!(faults(), before);
@@ -632,7 +636,9 @@ fn hints_that_move_pages_are_refused_on_a_managed_stack() {
     const STACK: usize = 1 << 20;
     let _alone = alone();
     let space = crate::space_with(&[Private]);
-    let stack = space.region(STACK).unwrap();
+    let mut stack = space.region(STACK).unwrap();
+    // All of it is there from the beginning: the signal engine cannot bring in what it runs on.
+    stack.as_mut_slice().fill(0);
     let mut work = (space.clone(), stack.as_ptr() as usize);
     let mut result = std::ptr::null_mut();
     // SAFETY: the stack outlives the thread, which is waited for.

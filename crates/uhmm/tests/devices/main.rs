@@ -14,6 +14,8 @@ mod failure;
 #[path = "../common/faults.rs"]
 mod faults;
 mod faulty;
+#[path = "../common/file.rs"]
+mod file;
 mod forks;
 mod hints;
 mod mapped;

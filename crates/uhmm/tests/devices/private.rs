@@ -1,7 +1,8 @@
 //! Memory that the CPU does not map: a touch brings the page home, whoever touches it and whenever.
 
-use crate::calls::{memory_file, read_missing, write_missing};
+use crate::calls::{read_missing, write_missing};
 use crate::child::{End, child, wait};
+use crate::file::memory_file;
 use crate::pin::pin;
 use crate::{FIRST, World, alone};
 use std::io::{Read, Seek, Write};

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 
-/// The most spaces with a signal engine in a process at a time.
-pub(super) const PLACES: usize = 64;
+/// The most spaces with a signal engine in a process at a time. Its addresses have room for some twenty.
+pub(super) const PLACES: usize = 16;
 
 #[repr(align(64))]
 struct Place {
