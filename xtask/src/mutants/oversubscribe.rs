@@ -41,7 +41,7 @@ pub const MUTANTS: &[Mutant] = &[
             "    if that_are(Met::Young).next().is_some() {",
             "    if that_are(Met::Young).count() == len {",
         )],
-        tests: rules("r20_what_has_just_come_is_passed_by r20_two_that a_driver_is_handed"),
+        tests: rules("r20_a_block_with_a_young_page"),
     },
     Mutant {
         rule: "R20",
@@ -219,7 +219,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[edit(
             VIEW,
             "            Ok(held) => Ok((there() == Some(at)).then_some(held)),",
-            "            Ok(held) => {\n                drop(space.device(at.device).get(at.page));\n                space.put_page(held.at());\n                Ok((there() == Some(at)).then_some(held))\n            }",
+            "            Ok(held) => {\n                space.put_page(held.at());\n                Ok((there() == Some(at)).then_some(held))\n            }",
         )],
         tests: rules("a_views_pages_stay"),
     },
@@ -227,7 +227,7 @@ pub const MUTANTS: &[Mutant] = &[
         rule: "view",
         what: "a view goes to a suspended device",
         edits: &[edit(VIEW, "(_, false) => Err(ViewError::Suspended),", "")],
-        tests: rules("what_cannot_be_viewed"),
+        tests: rules("a_suspended_device_is_not_viewed"),
     },
     Mutant {
         rule: "view",

@@ -4,7 +4,7 @@ use crate::hook::HookedMmu;
 use crate::rig::{CHUNK, COHERENT, Call, PRIVATE, Recorder, SYSTEM, args, migrated, number, small};
 use crate::world::{BUDGET, World, or_abort};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
@@ -365,13 +365,19 @@ fn r13_no_page_goes_to_coherent_memory_to_make_room() {
     let coherent = Recorder::new(small(Coherent, 1));
     let third = full.space.add_device(coherent.boxed()).unwrap();
     full.leave_ram(60);
-    full.next.set_full(true);
-    full.device.fail_copy_in_after(0, CopyInError::Full);
+    let mut scratch = Scratch::default();
+    for device in [NEXT, BEFORE] {
+        assert_eq!(
+            full.space.suspend_device(device, LONG, &mut scratch),
+            Ok(())
+        );
+    }
     assert_eq!(full.try_send(CHUNK, 8), Err(AllocError::Full));
     let stats = &full.space.stats().devices[usize::from(third)];
     assert_eq!(stats.pages_peak.get(), 0);
-    full.next.set_full(false);
-    full.device.heal();
+    for device in [NEXT, BEFORE] {
+        assert!(full.space.resume_device(device));
+    }
     full.check();
 }
 
@@ -438,6 +444,24 @@ fn a_driver_is_handed_blocks_for_which_room_is_made() {
     }
 }
 
+/// A block is as cold as the warmest of its pages.
+#[test]
+fn r20_a_block_with_a_young_page_is_left_whole() {
+    for memory in [Private, Coherent] {
+        let full = Full::old(memory);
+        full.discard(5, 1);
+        assert_eq!(full.send_new(CHUNK, 1), migrated(1, 0));
+        assert_eq!(full.at(CHUNK).page, DevicePage(5));
+        let block = full.space.alloc_device_pages(FULL, 6).unwrap();
+        assert_eq!(block.first().page, DevicePage(64));
+        let mut left = full.left();
+        left.retain(|&page| page != 5);
+        assert_eq!(left, (64..128).collect::<Vec<_>>());
+        drop(block);
+        full.check();
+    }
+}
+
 /// A duplicate is given up without a copy, since its bytes are in RAM; one that was read just now is
 /// spared once.
 #[test]
@@ -473,30 +497,24 @@ fn a_duplicate_makes_room_without_a_copy() {
 /// Reclaim would fill what is freed: it puts the device last meanwhile.
 #[test]
 fn reclaim_leaves_alone_what_is_freed() {
-    // The world's own device is the first in order, and the one that is full.
-    let other = Recorder::new(small(Private, 2));
-    let world = World::beside(8 * BUDGET, 256, vec![other.boxed()]);
-    world.write_all(0..256);
-    assert_eq!(world.push_out(), 0);
-    assert_eq!(world.device.stored().len(), 256);
-    world.mmu().advance(LONG);
-    world.write_all(256..256 + 450);
-    let space = Arc::clone(&world.space);
-    let mut scratch = Scratch::default();
-    let pushed = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&pushed);
-    // While the first of the cold pages is on its way to the other device.
-    other.before(Call::CopyIn, move || {
-        space.push_out(&mut scratch);
-        seen.store(true, SeqCst);
+    let full = Full::old(Private);
+    // Of two devices with room, the full one would be the first in order.
+    full.device.fail_copy_in_after(0, CopyInError::Full);
+    full.leave_ram(60);
+    let space = Arc::clone(&full.space);
+    let left = Arc::new(AtomicUsize::new(BUDGET));
+    let seen = Arc::clone(&left);
+    // One page is free by then.
+    full.first.before(Call::Free, || ());
+    full.first.before(Call::Free, move || {
+        let pages = space.push_out(&mut Scratch::default());
+        seen.store(pages, SeqCst);
     });
-    let mut migration = world.space.migrate_vma(&args(256, 64, SYSTEM)).unwrap();
-    assert_eq!(migration.allocate(0), Ok(64));
-    assert!(pushed.load(SeqCst));
-    assert_eq!(migration.copy().pages().finalize(), migrated(64, 0));
-    assert_eq!(world.device.stored().len(), 256);
-    world.check_all();
-    world.check_invariants();
+    assert_eq!(full.send(CHUNK, 64), migrated(64, 0));
+    assert!(left.load(SeqCst) < BUDGET / 2, "reclaim has been at work");
+    assert_eq!((full.left().len(), full.evicted()), (64, 64));
+    full.device.heal();
+    full.check();
 }
 
 /// The fork waits for the migration that makes room, and that does not wait for the fork.

@@ -205,6 +205,31 @@ fn what_cannot_be_viewed_is_refused_at_once() {
     world.check_invariants();
 }
 
+/// Also where its pages are still there.
+#[test]
+fn a_suspended_device_is_not_viewed() {
+    for device in DEVICES {
+        let three = Three::new(1024);
+        three.write_all(0..4);
+        let first = view(&three, device, 0, 4);
+        let mut scratch = Scratch::default();
+        let soon = Duration::from_millis(5);
+        assert!(
+            three
+                .space
+                .suspend_device(device, soon, &mut scratch)
+                .is_err()
+        );
+        assert_eq!(refused(&three, device, 0, 4), ViewError::Suspended);
+        assert_eq!(first.check(), Ok(()));
+        three.space.resume_device(device);
+        drop(view(&three, device, 0, 4));
+        drop(first);
+        three.check_all();
+        three.check_invariants();
+    }
+}
+
 #[test]
 fn all_or_nothing() {
     for device in DEVICES {
