@@ -4,7 +4,7 @@
 
 use crate::rig::{COHERENT, DEVICE_COHERENT, DEVICE_PRIVATE, PRIVATE, SYSTEM, Three, args, number};
 use crate::types::{self, on, range};
-use crate::watcher::{Listener, READ, alone, device, pin, populate};
+use crate::watcher::{Listener, Locked, READ, alone, device, pin, populate};
 use crate::world::{BUDGET, SimSpace, World};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use uhmm_core::hold::{Hold, HoldError};
 use uhmm_core::map::MapError;
 use uhmm_core::memory_type::MemoryType;
 use uhmm_core::migrate::MigrateError;
-use uhmm_core::mirror::{Event, MirrorError, Need, NotifierError, RangeFault};
+use uhmm_core::mirror::{Event, Mapped, MirrorError, Need, NotifierError, RangeFault};
 use uhmm_core::pin::PinError;
 use uhmm_core::{AddChunkError, AllocError};
 
@@ -153,6 +153,53 @@ fn r14_every_call_of_a_notifier_is_refused_and_changes_nothing() {
     three.space.check_invariants();
 }
 
+/// The same holds for who has a table locked: a notifier would wait for that lock.
+#[test]
+fn r14_whoever_has_a_table_locked_is_refused() {
+    let world = World::new(4 * BUDGET);
+    world.write_all(0..8);
+    let space = &world.space;
+    let (_, mirror) = device(space, 0, 8);
+    let (_, other) = device(space, 0, 8);
+    let refused = |what: &str| {
+        assert_eq!(
+            pin(space, 0, 1, READ).err(),
+            Some(PinError::InNotifier),
+            "{what}"
+        );
+        let failed = space.memory_failure(number(1));
+        assert_eq!(failed, Err(FailureError::InNotifier), "{what}");
+        let in_notifier = NotifierError::InNotifier;
+        assert_eq!(other.lock().err(), Some(in_notifier), "{what}");
+        assert_eq!(
+            alone(&other, 0, 1).err(),
+            Some(in_notifier.into()),
+            "{what}"
+        );
+    };
+    let table = mirror.lock().unwrap();
+    refused("a lock");
+    drop(table);
+    assert_eq!(alone(&mirror, 0, 2), Ok(vec![true; 2]));
+    mirror
+        .with_exclusive(number(0), |_, _| refused("with exclusive"))
+        .unwrap();
+    let install = |_: &mut Locked<'_>, _: &[bool]| refused("taking");
+    let scratch = &mut Scratch::default();
+    mirror
+        .make_exclusive(range(0, 2), scratch, install)
+        .unwrap();
+    let all = |pages| crate::watcher::all(pages);
+    let request = RangeFault::all(range(4, 2), Need::READ);
+    let install = |_: &mut Locked<'_>, _: &[Mapped]| refused("installing");
+    mirror.range_fault(&request, all, scratch, install).unwrap();
+    // It is over when the lock is.
+    drop(pin(space, 0, 1, READ).unwrap());
+    drop((mirror, other));
+    world.check_all();
+    world.check_invariants();
+}
+
 /// The messages say what to do.
 #[test]
 fn r14_a_refused_call_says_that_it_comes_from_a_notifier() {
@@ -172,7 +219,7 @@ fn r14_a_refused_call_says_that_it_comes_from_a_notifier() {
     ];
     for text in texts {
         assert!(text.starts_with("called from a notifier"), "{text}");
-        assert!(text.contains("after the notifier has returned"), "{text}");
+        assert!(text.contains("after that"), "{text}: it says what to do");
     }
 }
 

@@ -446,10 +446,8 @@ fn r17_as_much_is_exclusive_as_leaves_room_for_the_rest() {
 fn r17_an_exclusive_page_comes_back_to_where_it_may_only_be_read() {
     let world = World::new(4 * BUDGET);
     let (_, device) = taken(&world);
-    let pages = range(0, 4);
-    world
-        .space
-        .change_protection(pages, || world.mmu().protect(pages, false));
+    // Behind our back, or what devices have would have ended first.
+    world.mmu().protect(range(0, 4), false);
     assert_eq!(world.try_check(1), Ok(1));
     assert_eq!(world.try_write(1), Err(Fault::Protected));
     world.mmu().fail(Call::Copy, Fails::next(Stop::NoMemory));
@@ -479,6 +477,37 @@ fn r17_a_way_back_that_fails_loses_nothing() {
         world.check_all();
         world.check_invariants();
     }
+}
+
+#[test]
+fn r17_it_ends_before_the_program_may_do_something_else_there() {
+    let world = World::new(4 * BUDGET);
+    let (listener, device) = taken(&world);
+    (0..4).for_each(|page| write(&world, &device, page).unwrap());
+    let change = || {
+        assert!(
+            (1..4).all(|page| world.mmu().is_present(number(page))),
+            "they are back"
+        );
+        assert!(device.has_alone(number(0)), "no other");
+        world.mmu().protect(range(1, 3), false);
+    };
+    world.space.change_protection(range(1, 3), change);
+    let heard = listener.take();
+    assert_eq!(heard[0], (1, 3, Event::Protect));
+    assert!(
+        heard[1..]
+            .iter()
+            .all(|heard| heard.2 == Event::EndExclusive)
+    );
+    assert_eq!(heard.len(), 4);
+    assert_eq!(
+        alone(&device, 1, 3),
+        Ok(vec![false; 3]),
+        "it may not be written"
+    );
+    world.check_all();
+    world.check_invariants();
 }
 
 /// What the program has there by now is what counts: a raw `mmap` over it, filled since.
