@@ -234,8 +234,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "reclaim stores to memory that the CPU maps",
         edits: &[edit(
             CLEAN,
-            "        for (device, memory) in self.takers() {",
-            "        for (device, memory) in self.devices() {",
+            "            memory.memory_type() == MemoryType::Private && memory.is_open()",
+            "            memory.is_open()",
         )],
         tests: rules("r13_pressure r13_reclaim_never_takes"),
     },
@@ -272,10 +272,10 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[edit(
             WALK,
             "            State::System { .. } => Ok(()),
-            State::None | State::Limbo(_) => Err(NotOrdinary::Missing),
+            State::None | State::Limbo(_) | State::Exclusive { .. } => Err(NotOrdinary::Missing),
             State::Private(at) | State::Coherent(at) =>",
             "            State::System { .. } | State::Coherent(_) => Ok(()),
-            State::None | State::Limbo(_) => Err(NotOrdinary::Missing),
+            State::None | State::Limbo(_) | State::Exclusive { .. } => Err(NotOrdinary::Missing),
             State::Private(at) =>",
         )],
         tests: rules("r13_a_lookup"),

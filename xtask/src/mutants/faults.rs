@@ -34,7 +34,7 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "R15",
         what: "who met a page in flight is not woken at the end",
-        edits: &[edit(ENTRY, "        if wanted {", "        if wanted && false {")],
+        edits: &[edit(ENTRY, "was.is_ok_and(|was| was & WANTED != 0)", "was.is_ok_and(|was| was & WANTED != 0 && false)")],
         tests: rules("r15_who_met"),
     },
     Mutant {

@@ -71,8 +71,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a fault during a fork is served zeros for a page of a device",
         edits: &[edit(
             FORK,
-            "                &scratch.pages[..1]\n            }\n            State::Limbo(slot) => {",
-            "                &ZEROS[..1]\n            }\n            State::Limbo(slot) => {",
+            "                &scratch.pages[..1]\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
+            "                &ZEROS[..1]\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
         )],
         tests: rules("r16_faults_during"),
     },
@@ -97,8 +97,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "programs change their ranges while the gate is closed",
         edits: &[edit(
             GATE,
-            "            if self.phase.load(SeqCst) == OPEN {\n                return Some(pass);",
-            "            if true {\n                return Some(pass);",
+            "            if self.phase.load(SeqCst) == OPEN {\n                return Ok(pass);",
+            "            if true {\n                return Ok(pass);",
         )],
         tests: rules("r16_a_closed"),
     },

@@ -209,8 +209,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "pages in limbo are charged to nobody",
         edits: &[edit(
             USAGE,
-            "State::Limbo(_) => usage.ram += 1,",
-            "State::Limbo(_) => {}",
+            "State::Limbo(_) | State::Exclusive { .. } => usage.ram += 1,",
+            "State::Limbo(_) | State::Exclusive { .. } => {}",
         )],
         tests: rules("a_pages_charge"),
     },

@@ -39,8 +39,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page is handed out without a reference of its own",
         edits: &[edit(
             CHUNK,
-            "self.word(page).swap(NOBODY << OWNER_SHIFT | 1, AcqRel);",
-            "self.word(page).swap(NOBODY << OWNER_SHIFT, AcqRel);",
+            "now.bits() << STAMP_SHIFT | NOBODY << OWNER_SHIFT | 1;",
+            "now.bits() << STAMP_SHIFT | NOBODY << OWNER_SHIFT;",
         )],
         tests: rules("r1_a_page_is_in_use"),
     },

@@ -11,8 +11,8 @@ const UNMAP: &str = "crates/uhmm-core/src/reclaim/unmap.rs";
 
 /// What `unmap_some` looks for, and what it does with a page that does not fit.
 const COLD: &str =
-    "                        matches!(state, State::System { referenced: false, duplicate }
-                            if duplicate.is_some() == clean)";
+    "                        matches!(seen.state(), State::System { referenced, duplicate }
+                            if (everything || !referenced) && duplicate.is_some() == clean)";
 const CANDIDATE: &str = "                State::System { duplicate, .. } => {
                     let Some(block)";
 
@@ -101,7 +101,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a relocation skips a page whose place was filled ahead",
         edits: &[edit(
             RANGES,
-            "                self.drop_pages(PageRange::new(to, 1));\n                continue;",
+            "                self.drop_run(to, 1);\n                continue;",
             "                return 1;",
         )],
         tests: rules("r5_moving_a_range_to"),
@@ -165,9 +165,9 @@ pub const MUTANTS: &[Mutant] = &[
             edit(
                 UNMAP,
                 COLD,
-                "                        state == State::Poisoned
-                            || matches!(state, State::System { referenced: false, duplicate }
-                            if duplicate.is_some() == clean)",
+                "                        seen.state() == State::Poisoned
+                            || matches!(seen.state(), State::System { referenced, duplicate }
+                            if (everything || !referenced) && duplicate.is_some() == clean)",
             ),
         ],
         tests: rules("r6_holes_and_lost"),
@@ -189,9 +189,9 @@ pub const MUTANTS: &[Mutant] = &[
             edit(
                 UNMAP,
                 COLD,
-                "                        state == State::None
-                            || matches!(state, State::System { referenced: false, duplicate }
-                            if duplicate.is_some() == clean)",
+                "                        seen.state() == State::None
+                            || matches!(seen.state(), State::System { referenced, duplicate }
+                            if (everything || !referenced) && duplicate.is_some() == clean)",
             ),
             // Or the search would never end.
             edit(
@@ -208,9 +208,9 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[edit(
             UNMAP,
             COLD,
-            "                        state == State::None
-                            || matches!(state, State::System { referenced: false, duplicate }
-                            if duplicate.is_some() == clean)",
+            "                        seen.state() == State::None
+                            || matches!(seen.state(), State::System { referenced, duplicate }
+                            if (everything || !referenced) && duplicate.is_some() == clean)",
         )],
         tests: rules("r6_a_hole_beside"),
     },

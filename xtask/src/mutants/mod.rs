@@ -20,6 +20,7 @@ mod adopt;
 mod batch;
 mod devices;
 mod duplicates;
+mod exclusive;
 mod failure;
 mod fault_here;
 mod faults;
@@ -27,9 +28,11 @@ mod fork;
 mod holds;
 mod lifetimes;
 mod migration;
+mod mirrors;
 mod oversubscribe;
 mod pagemap;
 mod pieces;
+mod pins;
 mod pressure;
 mod request;
 mod runner;
@@ -54,6 +57,9 @@ const TABLES: &[&[Mutant]] = &[
     migration::MUTANTS,
     request::MUTANTS,
     holds::MUTANTS,
+    pins::MUTANTS,
+    mirrors::MUTANTS,
+    exclusive::MUTANTS,
     devices::MUTANTS,
     failure::MUTANTS,
     faults::MUTANTS,

@@ -138,7 +138,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a full device is full",
         edits: &[edit(
             ROOM,
-            "!self.make_room(pass, device, &orders, pages)",
+            "!self.make_room(pass, device, &orders, pages, spared)",
             "true",
         )],
         tests: rules("a_full_device_makes_room"),
@@ -208,8 +208,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "who makes room waits for a fork that waits for it",
         edits: &[edit(
             MIGRATE,
-            "let pass = self.hands.pass.again();",
-            "let Some(pass) = space.gate.enter(&space.mmu) else {\n            return Err(AllocError::Forking);\n        };",
+            "let (pass, spared) = (self.hands.pass.again(), self.hands.spared);",
+            "let Some(pass) = space.gate.enter(&space.mmu) else {\n            return Err(AllocError::Forking);\n        };\n        let spared = self.hands.spared;",
         )],
         tests: rules("r16_a_fork_does_not_hold_up"),
     },

@@ -22,7 +22,7 @@ use uhmm_core::{AddChunkError, AllocError};
 
 /// No call waits: whoever has the page waits for the notifier.
 const AT_ONCE: Duration = Duration::from_millis(500);
-const LONG: Duration = Duration::from_secs(9);
+const LONG: Duration = Duration::from_millis(300);
 
 /// A space of the program's life, as a driver has it.
 fn for_ever(three: &Three) -> &'static SimSpace {

@@ -372,6 +372,19 @@ fn r14_what_changes_nothing_that_a_device_may_have_is_not_told() {
     }
 }
 
+/// Pages of zeros may have come there ahead of their use.
+#[test]
+fn r14_who_mirrors_where_pages_are_moved_to_is_told() {
+    let three = Three::new(4 * BUDGET);
+    system(&three);
+    let (listener, notifier) = Listener::on(&three.space, 1000, 8);
+    let sequence = notifier.read_begin().unwrap();
+    three.check(1003);
+    relocate(&three);
+    assert_eq!(listener.take(), [(1000, 8, Event::Unmap)]);
+    assert!(notifier.read_retry(sequence));
+}
+
 #[test]
 fn r14_a_sequence_moves_with_each_change_and_no_other() {
     let three = Three::new(4 * BUDGET);

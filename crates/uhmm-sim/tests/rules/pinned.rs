@@ -167,7 +167,7 @@ fn r11_a_device_goes_although_duplicates_of_it_are_pinned() {
     let world = read_again(8);
     world.space.add_device(types::device(Private)).unwrap();
     let pinned = pin(&world.space, 0, 8, READ).unwrap();
-    let (soon, mut scratch) = (Duration::from_secs(9), Scratch::default());
+    let (soon, mut scratch) = (Duration::from_secs(3), Scratch::default());
     assert_eq!(
         world.space.remove_device(WATCHED, soon, &mut scratch),
         Ok(())
