@@ -21,7 +21,7 @@ use uhmm_core::pin::PinError;
 use uhmm_core::{AddChunkError, AllocError};
 
 /// No call waits: whoever has the page waits for the notifier.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_millis(800);
 const LONG: Duration = Duration::from_millis(300);
 
 /// A space of the program's life, as a driver has it.

@@ -20,8 +20,8 @@ use uhmm_core::mmu::{Mmu, Stop, Tracking};
 use uhmm_sim::{Call, Failure as Fails, Fault};
 use uhmm_testkit::Rng;
 
-const BOUNDED: Duration = Duration::from_secs(3);
-const AT_ONCE: Duration = Duration::from_millis(500);
+const BOUNDED: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_millis(800);
 
 /// A world with four pages written, and a device that has them alone.
 fn taken(world: &World) -> (Listener, Device<'_>) {

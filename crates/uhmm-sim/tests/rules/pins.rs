@@ -19,7 +19,7 @@ use uhmm_core::pin::{PinError, PinFlags};
 use uhmm_sim::{Call, Failure as Fails, Fault};
 
 /// Past this, a call has waited for something. Calls that wait do so for a second.
-pub const AT_ONCE: Duration = Duration::from_millis(500);
+pub const AT_ONCE: Duration = Duration::from_millis(800);
 const PEER: PinFlags = PinFlags { peer: true, ..READ };
 const PEER_LONG: PinFlags = PinFlags { peer: true, ..LONG };
 pub const LONG_WRITE: PinFlags = PinFlags {

@@ -19,8 +19,8 @@ use uhmm_core::mirror::{
 };
 
 /// Past this, a call has waited for something. Calls that wait do so for a second.
-const AT_ONCE: Duration = Duration::from_millis(500);
-const BOUNDED: Duration = Duration::from_secs(3);
+const AT_ONCE: Duration = Duration::from_millis(800);
+const BOUNDED: Duration = Duration::from_secs(5);
 /// The owner of the private device of [`Three`].
 const OWNER: Owner = Owner(7);
 
@@ -385,7 +385,7 @@ fn r14_what_does_not_come_is_an_error_in_time() {
     let busy = MirrorError::Notifier(NotifierError::Busy);
     let bounded = |first, need, error: MirrorError| {
         let start = Instant::now();
-        let request = RangeFault::all(range(first, 2), need);
+        let request = RangeFault::all(range(first, 1), need);
         assert_eq!(look(&three.space, &request, MAY_ALL, None), Err(error));
         assert!(
             start.elapsed() >= Duration::from_millis(900),
