@@ -10,6 +10,7 @@ use uhmm::{PinFlags, sigbus};
 use uhmm_core::entry::State;
 use uhmm_core::fault::Scratch;
 
+#[allow(clippy::mut_from_ref)] // Of raw memory, as the world hands it out.
 fn bytes(world: &World, page: usize) -> &mut [u8] {
     // SAFETY: a page of the region, which the caller uses alone.
     unsafe { std::slice::from_raw_parts_mut(world.at(page).cast::<u8>(), 4096) }
