@@ -59,8 +59,14 @@ fn is_on(world: &World, page: usize, device: u8) -> bool {
     matches!(world.state(page), State::Private(at) if at.device == device)
 }
 
+/// Lets so much time pass that no page has just come (R20).
+fn age(world: &World) {
+    world.mmu().advance(Duration::from_millis(10));
+}
+
 /// Reclaims until there is enough RAM.
 fn reclaim(world: &World) {
+    age(world);
     let mut scratch = Scratch::default();
     let mut steps = (0..10_000).map(|_| world.space.reclaim(&mut scratch));
     assert!(steps.any(|step| step == Step::Idle), "it does not end");
@@ -216,6 +222,7 @@ fn a_chunk_that_prefers_ram_is_passed_by_as_a_whole() {
     world.write_all(0..300);
     world.write_all(600..600 + ROOMY + 1 - 300);
     assert!(is_mapped(&world, 600));
+    age(&world);
     // A handler looks at only 256 entries, and yet finds the others behind the 300.
     world.fault(3 * BUDGET);
     assert!(matches!(world.state(600), State::Limbo(_)));

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::DeviceInfo;
 use uhmm::memory::Protection;
-use uhmm::{DeviceId, Place, Space};
+use uhmm::{DeviceId, Hint, Place, Space};
 use uhmm_core::addr::PAGE_SIZE;
 use uhmm_core::memory_type::MemoryType::{Coherent, Private};
 use uhmm_testkit::Rng;
@@ -32,7 +32,7 @@ fn step(world: &mut World, rng: &mut Rng) {
         0 => Place::Ram,
         device => Place::Device(DeviceId(device as u8 - 1)),
     };
-    match rng.below(10) {
+    match rng.below(12) {
         0 | 1 => pages.take(50).for_each(|page| world.write(page)),
         2 => pages.for_each(|page| world.check(page)),
         // A device that is suspended or full takes nothing.
@@ -64,6 +64,21 @@ fn step(world: &mut World, rng: &mut Rng) {
             world.address = moved.unwrap();
         }
         8 => memory.read_mostly(address, len, rng.one_in(2)).unwrap(),
+        9 => {
+            let hint = [Hint::Prefer(place(rng)), Hint::NoPreference][rng.below(2) as usize];
+            space.advise(address, len, hint).unwrap();
+        }
+        10 => {
+            let hints = [
+                Hint::WillNeed,
+                Hint::DoNotNeed,
+                Hint::Prefetch(None),
+                Hint::Prefetch(Some(place(rng))),
+            ];
+            space
+                .advise(address, len, hints[rng.below(4) as usize])
+                .unwrap();
+        }
         _ => {
             // SAFETY: nothing borrows the range.
             unsafe { memory.unmap(address, len) }.unwrap();

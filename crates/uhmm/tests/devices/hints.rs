@@ -269,6 +269,9 @@ fn what_is_freed_eagerly_is_gone_everywhere() {
     let space = space(BUDGET, vec![device(Private).0, device(Coherent).0]);
     let mut region = space.region(90 * PAGE_SIZE).unwrap();
     region.as_mut_slice().fill(0x5a);
+    wait_until("no handler is at the last page", || {
+        region.usage().unwrap().migrating == 0
+    });
     let part = |region: &uhmm::Region, pages: Range<usize>| {
         region
             .range(pages.start * PAGE_SIZE..pages.end * PAGE_SIZE)
@@ -657,4 +660,54 @@ fn hints_that_move_pages_are_refused_on_a_managed_stack() {
         libc::pthread_attr_destroy(&mut attributes);
     }
     assert_eq!(result as usize, 1);
+}
+
+/// Bytes of RAM that the process has.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = statm.split(' ').nth(1).unwrap();
+    pages.parse::<usize>().unwrap() * PAGE_SIZE
+}
+
+/// Hints cost memory where they were given, and 8 bytes for 2 MiB where a whole region has them.
+#[test]
+fn a_hint_on_a_tebibyte_costs_little() {
+    const TIB: usize = 1 << 40;
+    let _alone = alone();
+    let space = crate::space_with(&[Private]);
+    for len in [1 << 30, TIB] {
+        let time = |what: &str, work: &mut dyn FnMut()| {
+            let (begin, before) = (std::time::Instant::now(), resident());
+            work();
+            let (took, more) = (begin.elapsed(), resident().saturating_sub(before));
+            println!("{len:#x} bytes: {what}: {took:?}, {more} bytes of RAM");
+            assert!(took.as_millis() < 1000, "{what}: {took:?}");
+            assert!(more < 16 << 20, "{what}: {more} bytes of RAM");
+        };
+        let mut region = None;
+        time("map", &mut || region = Some(space.region(len).unwrap()));
+        time("free, no hint given", &mut || region = None);
+        time("map", &mut || region = Some(space.region(len).unwrap()));
+        let advise = |region: &Option<uhmm::Region>, hint| {
+            let region = region.as_ref().unwrap();
+            assert_eq!(region.advise(hint), Ok(NONE), "{hint:?}");
+        };
+        time("hint", &mut || advise(&region, Hint::Prefer(Place::Ram)));
+        time("hint again", &mut || {
+            advise(&region, Hint::AccessedBy(FIRST))
+        });
+        time("will need", &mut || advise(&region, Hint::WillNeed));
+        time("do not need", &mut || advise(&region, Hint::DoNotNeed));
+        time("prefetch", &mut || advise(&region, Hint::Prefetch(None)));
+        time("free, hint given", &mut || region = None);
+        time("map", &mut || region = Some(space.region(len).unwrap()));
+        time("hint a page", &mut || {
+            let region = region.as_ref().unwrap();
+            let page = region
+                .range(len / 2 + PAGE_SIZE..len / 2 + 2 * PAGE_SIZE)
+                .unwrap();
+            assert_eq!(page.advise(Hint::ReadMostly), Ok(NONE));
+        });
+        time("free, a page's hint given", &mut || region = None);
+    }
 }
