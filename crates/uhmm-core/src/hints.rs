@@ -163,16 +163,20 @@ impl<T: Deref<Target = [AtomicU64]>> HintTable<T> {
         (Hints::from_bits(lane), page.plus(1))
     }
 
-    /// The hints of `pages`, run by run.
+    /// The hints of `pages`, in runs as long as they are the same.
     pub(crate) fn runs(&self, pages: PageRange) -> impl Iterator<Item = (PageRange, Hints)> {
         let (mut at, end) = (pages.start, pages.end());
         let next = move || {
             (at < end).then(|| {
-                let (hints, stop) = self.run(at);
-                let stop = stop.min(end);
-                let run = PageRange::new(at, (stop.0 - at.0) as usize);
-                at = stop;
-                (run, hints)
+                let (hints, mut stop) = self.run(at);
+                while stop < end
+                    && let (same, further) = self.run(stop)
+                    && same == hints
+                {
+                    stop = further;
+                }
+                let start = std::mem::replace(&mut at, stop.min(end));
+                (PageRange::new(start, (at.0 - start.0) as usize), hints)
             })
         };
         std::iter::from_fn(next)
@@ -317,6 +321,8 @@ mod tests {
             table.set(some, hints);
             some.iter()
                 .for_each(|page| naive[(page.0 - 1000) as usize] = hints);
+            let start = below(PAGES);
+            let some = pages(start as u64, 1 + below(PAGES - start));
             for page in all.iter() {
                 let (found, end) = table.run(page);
                 assert_eq!(found, naive[(page.0 - 1000) as usize], "{page:?}");
@@ -325,6 +331,22 @@ mod tests {
                     assert_eq!(naive[(same - 1000) as usize], found);
                 }
             }
+            let mut at = some.start;
+            let mut before = None;
+            for (run, hints) in table.runs(some) {
+                assert_eq!(run.start, at);
+                assert_ne!(
+                    before,
+                    Some(hints),
+                    "a run that does not end where it could"
+                );
+                assert!(
+                    run.iter()
+                        .all(|page| naive[(page.0 - 1000) as usize] == hints)
+                );
+                (at, before) = (run.end(), Some(hints));
+            }
+            assert_eq!(at, some.end());
         }
     }
 

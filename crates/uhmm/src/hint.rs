@@ -15,7 +15,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::ops::RangeBounds;
 use uhmm_core::AllocError;
-use uhmm_core::addr::PageRange;
+use uhmm_core::addr::{PAGE_SIZE, PageRange};
 use uhmm_core::fault::Scratch;
 use uhmm_core::hints::{Hints, Preferred};
 
@@ -29,8 +29,9 @@ pub enum Hint {
     Prefer(Place),
     /// Takes [`Hint::Prefer`] back.
     NoPreference,
-    /// Lasting: the device uses the pages. What mirrors the range for that device maps the pages again when
-    /// they have moved, so that it takes no fault.
+    /// Lasting: the device uses the pages, wherever they are. Nothing moves for it: who mirrors the range
+    /// for that device ([`Space::mirror`]) sees it by [`Space::hints_at`], and maps such pages again when
+    /// they have moved, before the device takes a fault.
     AccessedBy(DeviceId),
     /// Takes [`Hint::AccessedBy`] of that device back.
     NotAccessedBy(DeviceId),
@@ -98,6 +99,13 @@ impl From<uhmm_core::error::RangeError> for HintError {
     fn from(error: uhmm_core::error::RangeError) -> Self {
         Self::Range(error.into())
     }
+}
+
+fn place(preferred: Option<Preferred>) -> Option<Place> {
+    Some(match preferred? {
+        Preferred::Ram => Place::Ram,
+        Preferred::Device(device) => Place::Device(DeviceId(device)),
+    })
 }
 
 /// A hint is best effort: what there is no room for is left, and so is what is held or in flight.
@@ -211,6 +219,26 @@ impl Space {
         })
     }
 
+    /// The hints that last of the page at `address`.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn hints_at(&self, address: usize) -> Result<Vec<Hint>, RangeError> {
+        let page = self
+            .pages(address & !(PAGE_SIZE - 1), PAGE_SIZE, false)?
+            .start;
+        let Hints {
+            read_mostly,
+            preferred,
+            accessed_by,
+        } = self.core().hints(page);
+        let devices = (0..8).filter(|device| accessed_by >> device & 1 != 0);
+        let accessed = devices.map(|device| Hint::AccessedBy(DeviceId(device)));
+        let read = read_mostly.then_some(Hint::ReadMostly);
+        let prefer = place(preferred).map(Hint::Prefer);
+        Ok(prefer.into_iter().chain(accessed).chain(read).collect())
+    }
+
     /// A hint that lasts.
     fn keep(
         &self,
@@ -244,11 +272,7 @@ impl Space {
         let mut sum = Migrated::default();
         let runs = self.core().inside()?.hints(pages)?;
         for (piece, hints) in runs {
-            let preferred = match hints.preferred {
-                Some(Preferred::Ram) => Some(Place::Ram),
-                Some(Preferred::Device(device)) => Some(Place::Device(DeviceId(device))),
-                None => None,
-            };
+            let preferred = place(hints.preferred);
             let done = work(
                 piece,
                 preferred.filter(|&place| self.check_place(place).is_ok()),

@@ -25,6 +25,7 @@ mod failure;
 mod fault_here;
 mod faults;
 mod fork;
+mod hints;
 mod holds;
 mod lifetimes;
 mod migration;
@@ -66,6 +67,7 @@ const TABLES: &[&[Mutant]] = &[
     fault_here::MUTANTS,
     duplicates::MUTANTS,
     fork::MUTANTS,
+    hints::MUTANTS,
     adopt::MUTANTS,
     pressure::MUTANTS,
     oversubscribe::MUTANTS,

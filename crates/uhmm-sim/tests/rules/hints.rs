@@ -362,9 +362,10 @@ fn what_is_not_needed_stays_where_no_device_has_room() {
     world.device.heal();
     world.check_invariants();
     // No block of the pool is lost with it.
-    for _ in 0..50 {
-        world.write_all(0..300);
-        assert_eq!(do_not_need(&world, 0..300), migrated(300, 0));
+    assert_eq!(do_not_need(&world, 0..300), migrated(300, 0));
+    for _ in 0..600 {
+        world.write_all(0..4);
+        assert_eq!(do_not_need(&world, 0..4), migrated(4, 0));
     }
     world.check_all();
     world.check_invariants();
@@ -534,6 +535,13 @@ fn what_is_wanted_of_a_page_can_be_asked_for() {
             10..20 => both,
             _ => Hints::NONE,
         };
+        assert_eq!(world.space.hints(BASE.plus(page)), expected, "page {page}");
+    }
+    // Where many pages have the same, and some are changed.
+    hint(&world, 512..1500, both);
+    hint(&world, 600..601, Hints::NONE);
+    for page in 512..1500 {
+        let expected = if page == 600 { Hints::NONE } else { both };
         assert_eq!(world.space.hints(BASE.plus(page)), expected, "page {page}");
     }
 }

@@ -318,6 +318,15 @@ fn hints_last_until_the_range_is_unmapped() {
     ] {
         assert_eq!(advise(&world, 100..200, hint), NONE);
     }
+    let at_100 = [
+        Hint::Prefer(Place::Device(FIRST)),
+        Hint::AccessedBy(FIRST),
+        Hint::ReadMostly,
+    ];
+    let asked = |page: usize| world.space.hints_at(world.address + page * PAGE_SIZE + 5);
+    assert_eq!(asked(100).unwrap(), at_100);
+    assert_eq!(asked(99).unwrap(), []);
+    assert_eq!(world.space.hints_at(4096), Err(RangeError::Foreign));
     let has = |pages: Range<usize>, wanted| pages.clone().all(|page| hints(&world, page) == wanted);
     let still = || has(0..100, Hints::NONE) && has(100..200, wanted) && has(200..300, Hints::NONE);
     assert!(still());
