@@ -23,6 +23,7 @@ pub enum Op {
     Unshare,
     Untrack,
     WithArena,
+    Wait,
 }
 
 type Step = Box<dyn FnOnce() + Send>;
@@ -203,7 +204,10 @@ impl Mmu for HookedMmu {
 
     fn wait(&self, word: &AtomicU64, seen: u64, at_most: Duration) {
         self.waits.fetch_add(1, Relaxed);
-        kernel(|| self.sim.wait(word, seen, at_most));
+        kernel(|| {
+            self.at(Op::Wait);
+            self.sim.wait(word, seen, at_most);
+        });
     }
 
     fn now(&self) -> Duration {

@@ -1,6 +1,6 @@
 //! A device that is full makes room of its own coldest pages (R8, R19, R20).
 
-use crate::hook::HookedMmu;
+use crate::hook::{HookedMmu, Op};
 use crate::rig::{CHUNK, COHERENT, Call, PRIVATE, Recorder, SYSTEM, args, migrated, number, small};
 use crate::world::{BUDGET, World, or_abort};
 use std::sync::Arc;
@@ -266,18 +266,14 @@ fn r20_who_finds_only_young_pages_waits_for_them() {
     for memory in [Private, Coherent] {
         let full = Full::new(memory);
         full.write_all(CHUNK..CHUNK + 8);
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(SeqCst) {
-                    thread::sleep(Duration::from_millis(1));
-                    full.mmu().advance(Duration::from_millis(4));
-                }
-            });
-            let sent = full.try_send(CHUNK, 8);
-            done.store(true, SeqCst);
-            assert_eq!(sent, Ok(migrated(8, 0)));
-        });
+        for _ in 0..4 {
+            let space = Arc::clone(&full.space);
+            let pass = move || space.mmu().advance(MIN_STAY / 2);
+            full.mmu().before(Op::Wait, pass);
+        }
+        assert_eq!(full.try_send(CHUNK, 8), Ok(migrated(8, 0)));
+        // It has waited no longer than it had to.
+        assert_eq!(full.mmu().steps_left(), 1);
         full.check();
     }
 }

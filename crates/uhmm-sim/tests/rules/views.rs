@@ -1,12 +1,13 @@
 //! Device views: a range resident on a device, and held there, all of it or nothing.
 
-use crate::hook::HookedMmu;
+use crate::hook::{HookedMmu, Op};
 use crate::rig::{CHUNK, Call, FIRST_ADDRESS, Recorder, Three, Was, args, migrated, number, small};
 use crate::rig::{DEVICE_COHERENT, DEVICE_PRIVATE, PRIVATE, SYSTEM};
 use crate::watcher;
 use crate::world::{BUDGET, World, or_abort, touch, with_reclaimer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{DevicePage, PageRange};
@@ -317,9 +318,15 @@ fn a_page_in_flight_for_a_moment_is_waited_for() {
     three.write_all(0..8);
     thread::scope(|scope| {
         let migration = three.begin(3, 1, SYSTEM);
-        scope.spawn(|| {
-            thread::sleep(Duration::from_millis(4));
+        let ((ask, asked), (say, said)) = (channel(), channel());
+        scope.spawn(move || {
+            asked.recv().unwrap();
             drop(migration);
+            say.send(()).unwrap();
+        });
+        three.mmu().before(Op::Wait, move || {
+            ask.send(()).unwrap();
+            said.recv().unwrap();
         });
         drop(view(&three, DEVICE_PRIVATE, 0, 8));
     });
