@@ -29,9 +29,10 @@ pub enum Hint {
     Prefer(Place),
     /// Takes [`Hint::Prefer`] back.
     NoPreference,
-    /// Lasting: the device uses the pages, wherever they are. Nothing moves for it: who mirrors the range
-    /// for that device ([`Space::mirror`]) sees it by [`Space::hints_at`], and maps such pages again when
-    /// they have moved, before the device takes a fault.
+    /// Lasting: the device uses the pages, wherever they are. Nothing moves for it. When the device meets
+    /// a fault on one of them in its own page table, the pages around go along
+    /// ([`Mirror::fault_around`](crate::mirror::Mirror::fault_around)): it takes one fault for all of them,
+    /// also after they have moved. [`Space::hints_at`] tells drivers.
     AccessedBy(DeviceId),
     /// Takes [`Hint::AccessedBy`] of that device back.
     NotAccessedBy(DeviceId),

@@ -28,7 +28,7 @@ use crate::build::Space;
 use crate::device_memory::DeviceId;
 use crate::range::RangeError;
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::time::{Duration, Instant};
 use told::{Place, Told, pieces};
 use uhmm_core::addr::{PAGE_SIZE, PageData};
@@ -121,6 +121,7 @@ impl From<NotifierError> for MirrorError {
 /// ```
 pub struct Mirror<'a, T> {
     space: &'a Space,
+    device: Option<DeviceId>,
     place: Place,
     mirror: mirror::Mirror<'a, LinuxMmu, Told<T>>,
 }
@@ -162,6 +163,7 @@ impl Space {
         let place = Place { address, pages };
         Ok(Mirror {
             space: self,
+            device,
             place,
             mirror: self.core().mirror(pages, owner, Told { place, table })?,
         })
@@ -228,6 +230,59 @@ impl<T: DeviceTable> Mirror<'_, T> {
             rounds,
         } = found?;
         Ok((install(&mut self.table(table), &found), rounds))
+    }
+
+    /// As [`Mirror::range_fault`] of the one page at `address`, for a device that has met a fault there. If
+    /// the program has said that the device uses the range ([`Hint::AccessedBy`](crate::Hint::AccessedBy)),
+    /// the pages around it go along, as they are, up to where 2 MiB begin and end: so a device takes one
+    /// fault for all of them, also after they have moved. `install` is given the address of the first page.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; `install` was not called.
+    pub fn fault_around<R>(
+        &self,
+        address: usize,
+        need: Need,
+        install: impl FnOnce(&mut Table<'_, T>, usize, &[Mapped]) -> R,
+    ) -> Result<(R, usize), MirrorError> {
+        let page = address - address % PAGE_SIZE;
+        let around = self.accessed_around(page)?;
+        let mut each = vec![Need::SNAPSHOT; around.len() / PAGE_SIZE];
+        each[(page - around.start) / PAGE_SIZE] = need;
+        self.range_fault(
+            around.start,
+            around.len(),
+            Need::SNAPSHOT,
+            &each,
+            |table, found| install(table, around.start, found),
+        )
+    }
+
+    /// The bytes around a page that the program has said this device uses: that page at least.
+    fn accessed_around(&self, page: usize) -> Result<Range<usize>, MirrorError> {
+        const HUGE: usize = 2 << 20;
+        let whole = self.place.address..self.place.address + self.place.pages.bytes();
+        if !whole.contains(&page) {
+            return Err(mirror::MirrorError::NotMirrored.into());
+        }
+        let start = (page - page % HUGE).max(whole.start);
+        let end = (page - page % HUGE).saturating_add(HUGE).min(whole.end);
+        let pages = self.space.page_range(start, end - start)?;
+        let mut around = page..page + PAGE_SIZE;
+        let Some(DeviceId(device)) = self.device else {
+            return Ok(around);
+        };
+        let runs = self.space.core().inside().map_err(RangeError::from)?;
+        let runs = runs.hints(pages).map_err(RangeError::from)?;
+        let mut at = start;
+        for (run, hints) in runs {
+            let next = at + run.bytes();
+            if (at..next).contains(&page) && hints.accessed_by >> device & 1 != 0 {
+                around = at..next;
+            }
+            at = next;
+        }
+        Ok(around)
     }
 
     /// What the pages of a range are to this device, without a fault and without waiting for one.

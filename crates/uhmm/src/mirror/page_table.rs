@@ -155,10 +155,10 @@ impl Mirror<'_, PageTable> {
                 continue;
             }
             drop(table);
-            let page = at - at % PAGE_SIZE;
-            let (done, more) = self.range_fault(page, PAGE_SIZE, need, &[], |table, found| {
-                table.set(page, found);
-                with(table, at, part, found[0])
+            let (done, more) = self.fault_around(at, need, |table, first, found| {
+                table.set(first, found);
+                let mapped = found[(at - first) >> PAGE_SHIFT];
+                with(table, at, part, mapped)
             })?;
             done?;
             rounds += more;

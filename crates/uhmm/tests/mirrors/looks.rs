@@ -7,8 +7,8 @@ use crate::world::{ALL, BUDGET, DEVICE, FIRST, SECOND, World, alone, faults, spa
 use std::sync::atomic::Ordering::SeqCst;
 use uhmm::device::{DeviceInfo, PAGE_SIZE, PageData};
 use uhmm::memory::Protection;
-use uhmm::mirror::{Mapped, MirrorError, Need};
-use uhmm::{DeviceId, Place};
+use uhmm::mirror::{Mapped, MirrorError, Need, PageTable};
+use uhmm::{DeviceId, Hint, Place};
 use uhmm_core::entry::State;
 use uhmm_core::memory_type::MemoryType::{Coherent, Private};
 use uhmm_core::mirror;
@@ -263,4 +263,47 @@ fn a_range_that_is_not_mirrored_is_refused() {
     let foreign = unsafe { world.space.mirror(PAGE_SIZE, PAGE_SIZE, None, table()) };
     let wanted = MirrorError::Range(uhmm::RangeError::Foreign);
     assert_eq!(foreign.err(), Some(wanted));
+}
+
+/// What the program has said a device uses goes along with one fault, wherever it is by then; of other
+/// pages, only the one that was asked for.
+#[test]
+fn pages_that_a_device_uses_come_to_its_table_together() {
+    let _alone = alone();
+    let world = World::new(&[Private, Coherent], PAGES);
+    world.write_all();
+    let table = PageTable::new(world.address, world.len());
+    let mirror = world.mirror_by(Some(FIRST), table);
+    let used = 3..PAGES - 2;
+    let hint = |hint| {
+        let len = used.len() * PAGE_SIZE;
+        world.space.advise(world.at(used.start), len, hint).unwrap();
+    };
+    let mapped = || {
+        let table = mirror.lock().unwrap();
+        let has = |&page: &usize| table.at(world.at(page)) != Mapped::Nothing;
+        (0..PAGES).filter(has).collect::<Vec<_>>()
+    };
+    let look = |page: usize| {
+        mirror.read(world.at(page) + 5, &mut [0; 3]).unwrap();
+    };
+    look(9);
+    assert_eq!(mapped(), [9], "nobody has said a word");
+    hint(Hint::AccessedBy(FIRST));
+    look(10);
+    assert_eq!(mapped(), used.clone().collect::<Vec<_>>());
+    // They have moved: one fault brings them all again, those on another device's mapped memory too.
+    world.migrate(0..PAGES, Place::Device(SECOND));
+    assert_eq!(mapped(), []);
+    look(10);
+    assert_eq!(mapped(), used.clone().collect::<Vec<_>>());
+    // Another device's hint is not this one's.
+    hint(Hint::NotAccessedBy(FIRST));
+    hint(Hint::AccessedBy(SECOND));
+    world.migrate(0..PAGES, Place::Ram);
+    look(10);
+    assert_eq!(mapped(), [10]);
+    look(1);
+    assert_eq!(mapped(), [1, 10], "beside the range that was named");
+    world.check_all();
 }
