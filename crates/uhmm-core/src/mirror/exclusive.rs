@@ -172,6 +172,9 @@ impl<M: Mmu> Space<M> {
         self.served(page)
     }
 
+    /// Not inlined: the page here would make every fault's stack three pages larger, and a thread that
+    /// serves itself does so on its own.
+    #[inline(never)]
     fn copy_back(&self, frame: FrameNo, page: PageNo) -> bool {
         let mut data = [PageData::ZERO];
         let held = self.pool.claim_limbo(frame);

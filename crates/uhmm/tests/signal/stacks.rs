@@ -10,7 +10,7 @@ use uhmm_core::addr::PAGE_SIZE;
 const STACK: usize = 512 << 10;
 const PAINT: u8 = 0xa5;
 /// What `docs/faults.md` promises, beside the kernel's own frame.
-const MOST: usize = 32 << 10;
+const MOST: usize = 20 << 10;
 
 struct Touch {
     address: usize,
