@@ -18,6 +18,9 @@
 //! the notifier may have in its hands what that call would wait for. So a thread has one table locked
 //! at a time.
 //!
+//! A mutex alone would let a device that is at work all the time keep others from the lock, page faults
+//! included. So a device does not take it while a notifier waits for it.
+//!
 //! A notifier or a device that panics with the lock held leaves a table that may say anything: the
 //! mirror has failed then, and gives no answers any more.
 
@@ -33,6 +36,7 @@ use crate::mmu::Mmu;
 use crate::space::Space;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -130,13 +134,22 @@ impl From<crate::gate::Refused> for MirrorError {
 /// What the program may do with parts of a range. Parts that are not named are not mapped.
 pub type Permissions = Vec<(PageRange, Permission)>;
 
+/// A table, and its lock.
+struct Locked<T> {
+    table: Mutex<T>,
+    /// Notifiers that wait for it.
+    wanted: AtomicUsize,
+}
+
 /// The notifier of a mirror.
-struct Invalidate<T>(Arc<Mutex<T>>);
+struct Invalidate<T>(Arc<Locked<T>>);
 
 impl<T: DeviceTable> Notifier for Invalidate<T> {
     fn invalidate(&self, what: &Invalidation) {
         // Even if the device has panicked: it may have said somewhere else what it has mapped.
-        let table = self.0.lock();
+        self.0.wanted.fetch_add(1, SeqCst);
+        let table = self.0.table.lock();
+        self.0.wanted.fetch_sub(1, SeqCst);
         let mut table = table.unwrap_or_else(PoisonError::into_inner);
         table.invalidate(what);
     }
@@ -146,7 +159,7 @@ impl<T: DeviceTable> Notifier for Invalidate<T> {
 /// ends its notifier.
 pub struct Mirror<'a, M: Mmu, T> {
     notifier: IntervalNotifier<'a, M>,
-    table: Arc<Mutex<T>>,
+    table: Arc<Locked<T>>,
     owner: Option<Owner>,
 }
 
@@ -180,7 +193,10 @@ impl<M: Mmu> Space<M> {
         owner: Option<Owner>,
         table: T,
     ) -> Result<Mirror<'_, M, T>, NotifierError> {
-        let table = Arc::new(Mutex::new(table));
+        let table = Arc::new(Locked {
+            table: Mutex::new(table),
+            wanted: AtomicUsize::new(0),
+        });
         let invalidate = Box::new(Invalidate(Arc::clone(&table)));
         Ok(Mirror {
             notifier: self.add_notifier(pages, invalidate)?,
@@ -202,8 +218,16 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     /// [`NotifierError::InNotifier`], [`NotifierError::Failed`], [`NotifierError::Removed`].
     pub fn lock(&self) -> Result<Table<'_, M, T>, NotifierError> {
         self.notifier.check()?;
+        let mut looks = 0;
+        while self.table.wanted.load(SeqCst) > 0 {
+            looks += 1;
+            match looks {
+                ..64 => std::thread::yield_now(),
+                _ => self.notifier.space.nap(),
+            }
+        }
         // Poisoned: see the module's head.
-        let table = self.table.lock().map_err(|_| NotifierError::Failed)?;
+        let table = self.table.table.lock().map_err(|_| NotifierError::Failed)?;
         Ok(Table {
             space: self.notifier.space,
             interval: &self.notifier.interval,

@@ -117,6 +117,8 @@ pub enum Step {
     Cleaned,
     /// Nothing was in limbo; now there is something, or the search for it goes on.
     Unmapped,
+    /// RAM is wanted, and somebody else is at it.
+    Waiting,
     /// RAM is wanted, and none was won: no device has room, or nothing can be unmapped.
     Stuck,
 }
@@ -180,6 +182,7 @@ impl<M: Mmu> Space<M> {
                             .wait(&pressure.wanted, 0, Duration::from_millis(100));
                     }
                 }
+                Step::Waiting => self.nap(),
                 Step::Stuck => {
                     // Nothing wakes this wait: the word does not move. It only passes time.
                     self.mmu.wait(&pressure.wanted, 1, PAUSE);
@@ -231,6 +234,9 @@ impl<M: Mmu> Space<M> {
         let no_room = cleaned == Cleaned::NoRoom || unmapped == Some(false);
         if unmapped == Some(true) && limbo == 0 || no_room && self.shed_duplicates() {
             Step::Unmapped
+        } else if wants_limbo && unmapped.is_none() {
+            // Whoever has the hand may wait for a device that is at work on a page (a notifier).
+            Step::Waiting
         } else {
             Step::Stuck
         }

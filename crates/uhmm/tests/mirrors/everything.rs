@@ -5,7 +5,7 @@
 use crate::gpu::{Gpu, Memory};
 use crate::world::child::{End, child, wait};
 use crate::world::device::TestDevice;
-use crate::world::{ALL, FIRST, SECOND, World, alone, space};
+use crate::world::{ALL, FIRST, SECOND, SOON, World, alone, space};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -74,19 +74,31 @@ fn program(counters: &Counters, word: usize, is_own: bool) {
     counters.written[word].store(next, SeqCst);
 }
 
+/// Again and again, as drivers do where pages do not come to rest: machines may be slow.
+fn until_done<R>(mut step: impl FnMut() -> Result<R, MirrorError>) -> Result<R, MirrorError> {
+    let busy = mirror::MirrorError::Notifier(mirror::NotifierError::Busy);
+    let begin = Instant::now();
+    loop {
+        match step() {
+            Err(MirrorError::Mirror(error)) if error == busy && begin.elapsed() < SOON => {}
+            done => return done,
+        }
+    }
+}
+
 /// One step of a thread of the device; whether it was let.
 fn device(counters: &Counters, gpu: &Gpu<'_>, word: usize, is_own: bool) -> bool {
     let address = counters.address(word);
     if !is_own {
         counters.check(word, || {
             let mut found = [0; 8];
-            gpu.0.read(address, &mut found).unwrap();
+            until_done(|| gpu.0.read(address, &mut found)).unwrap();
             Some(u64::from_ne_bytes(found))
         });
         return true;
     }
     let next = counters.written[word].load(SeqCst) + 1;
-    match gpu.0.write(address, &next.to_ne_bytes()) {
+    match until_done(|| gpu.0.write(address, &next.to_ne_bytes())) {
         Ok(_) => counters.written[word].store(next, SeqCst),
         Err(MirrorError::Mirror(mirror::MirrorError::NotWritable(_))) => return false,
         Err(other) => panic!("{other}"),
