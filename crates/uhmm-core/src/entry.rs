@@ -9,7 +9,7 @@
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
 //! | 5 | duplicate: a device page still has the same bytes (only System) |
 //! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned, and Migrating from these); Exclusive: the mirror that has it |
-//! | 22..31 | System: the [stamp](crate::stay) of when the page came to RAM (R20) |
+//! | 22..31 | System: the stamp of when the page came to RAM (R20) |
 //! | 32..64 | Limbo, Exclusive: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
 //!
 //! All that a waiter can wait for is in the low half, which is what a futex compares.
@@ -22,7 +22,7 @@
 //! thread at a time, and no lock is held across copies and system calls. The exceptions are single
 //! compare-and-swaps on a settled word: one sets or clears the referenced bit, two count pins up and down.
 //!
-//! A pinned page may be claimed only by who leaves it where it is ([`crate::claims`] sees to that),
+//! A pinned page may be claimed only by who leaves it where it is (`claims` sees to that),
 //! and its pins outlast the claim: they stay in the word. So a pin is a promise that the page stays,
 //! whatever else is done to it: a claim that would move it either came first, and the pin waits, or
 //! finds it pinned, and lets it be (R11). A pin is counted down whoever has the page, so that who

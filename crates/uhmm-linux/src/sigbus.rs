@@ -1,6 +1,6 @@
 //! The process's handler of SIGBUS, while there is a signal engine: ours first, then the program's.
 //!
-//! A process has one handler of a signal. From the first signal engine on that is [`on_sigbus`], for good:
+//! A process has one handler of a signal. From the first signal engine on that is `on_sigbus`, for good:
 //! it costs nothing where no fault is ours, and to take it out again would race with whoever put another
 //! one over it. What the program had before is kept, and gets whatever is not a fault on managed memory,
 //! as if ours were not there:
