@@ -42,7 +42,8 @@ pub enum Hint {
     /// Takes [`Hint::ReadMostly`] back.
     NotReadMostly,
     /// Now: the pages migrate to this place, or without one to where each prefers to be, else to RAM. To
-    /// a device goes also what was never touched, as zeros. To RAM it goes as far as any is free.
+    /// a device goes also what was never touched, as zeros, and one that is full makes room. To RAM they
+    /// go as far as any is free.
     Prefetch(Option<Place>),
     /// Now: the pages will be needed. They come to the device that they prefer, else to RAM, as far as
     /// nothing has to leave RAM for them; what is there is spared by reclaim once. What was never touched

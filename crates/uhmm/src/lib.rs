@@ -27,7 +27,7 @@
 //! | name a part of it | [`Slice::range`], [`Region::range`]: a [`Span`], which says where its pages are, and sends them elsewhere |
 //! | move pages | [`Span::migrate`], [`Region::migrate`] to a [`Place`]; drivers take a migration through its phases with [`Space::migrate_vma`] |
 //! | run a kernel of a device on it | [`Region::view`], [`Slice::view`], [`Span::view`]: on the device, all of it, until the [`View`] is dropped |
-//! | say how it is used | [`Span::read_mostly`] |
+//! | say how it is used | [`Span::advise`], [`Region::advise`] with a [`Hint`]; [`Region::free_eagerly`] |
 //! | keep pages where they are for I/O | [`Region::pin`], [`Region::pin_mut`], [`Space::pin_pages`] |
 //! | let a device reach memory by the program's addresses | [`Space::mirror`], which is `unsafe`: the device asks nobody |
 //! | see how it fares | [`Space::statistics`]: counters as plain values, and a few lines for people |

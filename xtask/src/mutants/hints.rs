@@ -31,11 +31,10 @@ pub const MUTANTS: &[Mutant] = &[
         what: "pressure fills coherent memory that pages prefer",
         edits: &[edit(
             CLEAN,
-            "            .filter(|(_, memory)| !memory.is_being_emptied())
-    }",
-            "            .filter(|(_, memory)| !memory.is_being_emptied())
-            .chain(self.devices().filter(|(_, memory)| memory.is_open()))
-    }",
+            "            .preferable()
+            .map(",
+            "            .devices()
+            .map(",
         )],
         tests: rules("r13_a_preference"),
     },
