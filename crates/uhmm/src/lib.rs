@@ -80,6 +80,7 @@ pub mod statistics;
 mod tracing;
 pub mod typed;
 mod view;
+mod wanted;
 
 pub use adopt::{AdoptError, Adopted, IsAdopted, ReleaseError, Unfit};
 pub use build::{BuildError, Builder, Space};

@@ -26,6 +26,7 @@ mod fork;
 
 use crate::adopt::IsAdopted;
 use crate::build::CoreSpace;
+use crate::wanted::hint;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -74,9 +75,9 @@ pub struct Memory {
 }
 
 /// Everything that a call holds while it works. Dropped in this order.
-struct Call<'a> {
-    regions: MutexGuard<'a, Regions>,
-    inside: Inside<'a, LinuxMmu>,
+pub(crate) struct Call<'a> {
+    pub(crate) regions: MutexGuard<'a, Regions>,
+    pub(crate) inside: Inside<'a, LinuxMmu>,
     _signals: Blocked,
 }
 
@@ -92,7 +93,7 @@ impl Memory {
         }
     }
 
-    fn call(&self) -> io::Result<Call<'_>> {
+    pub(crate) fn call(&self) -> io::Result<Call<'_>> {
         let signals = Blocked::all();
         let inside = self.core.inside().map_err(to_io)?;
         let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,57 +349,6 @@ impl Memory {
         self.change(address, len, |attributes| attributes.not_in_child = leave)
     }
 
-    /// Makes the pages of a range, all of which must be mapped, the first that reclaim takes, when RAM is
-    /// short; until they are brought in anew. Calls no device: [`Hint::DoNotNeed`](crate::Hint) does more.
-    ///
-    /// # Errors
-    /// As [`Memory::protect`]; what is mapped is cooled.
-    pub fn cool(&self, address: usize, len: usize) -> io::Result<()> {
-        let call = self.call()?;
-        let pages = self.pages(address, len, &call.regions)?;
-        for (piece, attributes) in call.regions.pieces(pages) {
-            if !attributes.foreign {
-                call.inside.cool(piece).map_err(to_io)?;
-            }
-        }
-        if call.regions.covers(pages) {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::OutOfMemory.into())
-        }
-    }
-
-    /// Says whether a range is mostly read. Then a device keeps its copy of what is read there, and
-    /// to push an unmodified page out again copies nothing; the first write to such a page costs one
-    /// more fault. The hint is gone when the range is unmapped.
-    ///
-    /// # Errors
-    /// As [`Memory::protect`], with nothing changed.
-    pub fn read_mostly(&self, address: usize, len: usize, on: bool) -> io::Result<()> {
-        let mut call = self.call()?;
-        let pages = self.pages(address, len, &call.regions)?;
-        let read_mostly = |hints| Hints {
-            read_mostly: on,
-            ..hints
-        };
-        hint(&mut call, pages, read_mostly).map_err(|error| match error {
-            crate::RangeError::Hole => io::ErrorKind::OutOfMemory.into(),
-            _ => io::ErrorKind::InvalidInput.into(),
-        })
-    }
-
-    /// Changes what is wanted of a range, all of which is ours. As a driver's thread waits: see
-    /// [`Memory::call_soon`].
-    pub(crate) fn hint(
-        &self,
-        pages: PageRange,
-        change: impl Fn(Hints) -> Hints,
-    ) -> Result<(), crate::RangeError> {
-        let call = self.call_soon();
-        let mut call = call.map_err(crate::range::refused)?;
-        hint(&mut call, pages, change)
-    }
-
     /// The regions within `pages`, with their attributes. As a driver's thread waits: see
     /// [`Memory::call_soon`].
     pub(crate) fn pieces(&self, pages: PageRange) -> io::Result<Vec<(PageRange, Attributes)>> {
@@ -407,7 +357,7 @@ impl Memory {
 
     /// Waits a bounded time for other threads that are at the regions, since they may wait for a
     /// migration that the caller has in its hands.
-    fn call_soon(&self) -> io::Result<Call<'_>> {
+    pub(crate) fn call_soon(&self) -> io::Result<Call<'_>> {
         let start = Instant::now();
         loop {
             let signals = Blocked::all();
@@ -551,7 +501,12 @@ impl Memory {
     }
 
     /// The pages of a range that begins on a page and lies within the space.
-    fn pages(&self, address: usize, len: usize, regions: &Regions) -> io::Result<PageRange> {
+    pub(crate) fn pages(
+        &self,
+        address: usize,
+        len: usize,
+        regions: &Regions,
+    ) -> io::Result<PageRange> {
         let pages = PageRange::new(PageNo::containing(address), len.div_ceil(PAGE_SIZE));
         let all = regions.range();
         let inside = pages.start >= all.start && pages.end() <= all.end();
@@ -596,27 +551,6 @@ fn attributes(protection: Protection) -> Attributes {
     }
 }
 
-/// Gives `pages`, all of which are ours, the hints that `change` makes of those that they have.
-fn hint(
-    call: &mut Call<'_>,
-    pages: PageRange,
-    change: impl Fn(Hints) -> Hints,
-) -> Result<(), crate::RangeError> {
-    let pieces: Vec<_> = call.regions.pieces(pages).collect();
-    crate::range::check(pages, &pieces, false)?;
-    for (piece, was) in pieces {
-        let hints = change(was.hints);
-        if hints != was.hints {
-            let set = call.inside.set_hints(piece, hints);
-            set.map_err(|_| crate::RangeError::Foreign)?;
-        }
-    }
-    call.regions.change(pages, |attributes| {
-        attributes.hints = change(attributes.hints)
-    });
-    Ok(())
-}
-
 /// What all of `pages` have in common, if they are ours, all there, and differ in their hints alone: with
 /// the hints of the last.
 fn one_kind(pieces: &[(PageRange, Attributes)], pages: PageRange) -> Option<Attributes> {
@@ -631,7 +565,7 @@ fn one_kind(pieces: &[(PageRange, Attributes)], pages: PageRange) -> Option<Attr
     (len == pages.len && !like.foreign && pieces.iter().all(same)).then_some(like)
 }
 
-fn to_io(error: RangeError) -> io::Error {
+pub(crate) fn to_io(error: RangeError) -> io::Error {
     match error {
         RangeError::NotManaged => io::ErrorKind::InvalidInput.into(),
         RangeError::Forking => io::ErrorKind::WouldBlock.into(),

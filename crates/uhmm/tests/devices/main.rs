@@ -18,6 +18,7 @@ mod faulty;
 mod file;
 mod forks;
 mod hints;
+mod hints_last;
 mod mapped;
 mod numa;
 mod pin;
