@@ -12,8 +12,8 @@
 //! - All signals are blocked, but SIGSEGV, SIGFPE, SIGILL and SIGTRAP, which only a mistake of ours raises. A
 //!   SIGBUS in the handler ends the process.
 //! - It runs on the stack of the thread, not on an alternate one, which is too small: serving takes up to
-//!   20 KiB beside the kernel's own frame (3 to 11 KiB). So no stack may be managed memory; a handler that finds itself on one says so
-//!   and ends the process, since it would die of its next touch anyway.
+//!   20 KiB beside the kernel's own frame (3 to 11 KiB). So no stack may be managed memory; a handler that
+//!   finds itself on one says so and ends the process, since it would die of its next touch anyway.
 //! - It makes system calls, reads and writes atomics, and takes the locks of the fault path
 //!   (`uhmm_core::lock`, a device's own). No thread can hold one of those and fault: internal threads and
 //!   drivers' do not touch managed memory while they have one, application threads take none (R18). So a
