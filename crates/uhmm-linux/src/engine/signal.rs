@@ -2,7 +2,7 @@
 //!
 //! The userfaultfd is opened with `UFFD_FEATURE_SIGBUS`: a touch of a missing page, or a write to a
 //! tracked one, sends SIGBUS to the thread, with the address and the CPU's error code. Our handler
-//! ([`crate::sigbus`]) looks for the space that has the address (`places`), takes a `scratch`, calls
+//! ([`crate::sigbus`]) looks for the space that has the address (`places`), takes a scratch, calls
 //! [`Space::fault_here`], and returns; the touch is repeated by the CPU. What is not ours goes to the
 //! program's own handler. There is no wake-up and no queue, and two threads that fault share nothing but
 //! what the core has.
