@@ -2,7 +2,7 @@
 
 use crate::world::child::{End, child, wait};
 use crate::world::device::TestDevice;
-use crate::world::{BUDGET, FIRST, SECOND, World, alone, space};
+use crate::world::{BUDGET, FIRST, SECOND, World, alone, is_for_now, space};
 use crate::{Told, add};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -46,7 +46,7 @@ fn by_device(world: &World, mirror: &Mirror<'_, Told>, seed: u64, done: &AtomicB
         match added {
             Ok(()) => sum += more,
             Err(MirrorError::NotAlone | MirrorError::NotWritable) => {}
-            Err(other) => panic!("{other}"),
+            Err(other) => assert!(is_for_now(&other), "{other}"),
         }
     }
     sum
@@ -93,7 +93,7 @@ fn count(devices: &[uhmm::device::MemoryType], mut meanwhile: impl FnMut(&World,
     });
     assert!(sums.iter().all(|sum| *sum > 0), "{sums:?}");
     assert_eq!(sum(&world), sums.iter().sum());
-    assert!(world.stats().exclusive_ends.get() > 10);
+    assert!(world.stats().exclusive_ends.get() > 0);
     drop(mirror);
     world.is_at_rest();
 }

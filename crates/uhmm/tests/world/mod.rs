@@ -16,10 +16,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::{Device, DeviceInfo, MemoryType, PAGE_SIZE, PageData};
 use uhmm::memory::Protection;
-use uhmm::{Builder, DeviceId, Migrated, Place, Space};
+use uhmm::mirror::MirrorError;
+use uhmm::{Builder, DeviceId, Migrated, Place, RangeError, Space};
 use uhmm_core::addr::PageNo;
 use uhmm_core::entry::State;
 use uhmm_core::fault::Scratch;
+use uhmm_core::mirror;
 use uhmm_core::stats::{DeviceStats, Stats};
 use uhmm_testkit::Oracle;
 
@@ -80,6 +82,12 @@ pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         assert!(begin.elapsed() < SOON, "not in time: {what}");
         thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// Whether a device is told to try again, as on a slow machine, or in the middle of a fork.
+pub fn is_for_now(error: &MirrorError) -> bool {
+    let busy = mirror::MirrorError::Notifier(mirror::NotifierError::Busy);
+    [MirrorError::Mirror(busy), RangeError::Forking.into()].contains(error)
 }
 
 /// Faults that this thread has taken, of any kind.
