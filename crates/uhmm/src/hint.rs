@@ -45,9 +45,9 @@ pub enum Hint {
     /// a device goes also what was never touched, as zeros, and one that is full makes room. To RAM they
     /// go as far as any is free.
     Prefetch(Option<Place>),
-    /// Now: the pages will be needed. They come to the device that they prefer, else to RAM, as far as
-    /// nothing has to leave RAM for them; what is there is spared by reclaim once. What was never touched
-    /// stays so.
+    /// Now: the pages will be needed. They come to the device that they prefer, which makes room if it is
+    /// full, else to RAM, as far as nothing has to leave RAM for them; what is there is spared by reclaim
+    /// once. What was never touched stays so.
     WillNeed,
     /// Now: the pages are not needed soon. Those in RAM go to devices, as reclaim would choose them, hot or
     /// cold; their contents are kept. What devices have no room for stays.
