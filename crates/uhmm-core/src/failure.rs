@@ -188,7 +188,7 @@ impl<M: Mmu> Space<M> {
     fn fail(&self, claimed: Single<'_, M>) -> Failure {
         let page = claimed.page();
         let one = PageRange::new(page, 1);
-        self.notify(one, Event::Clear, None);
+        self.notify(one, Event::Clear);
         match claimed.was() {
             State::System { duplicate, .. } => {
                 self.mmu.discard(one);

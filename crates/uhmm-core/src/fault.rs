@@ -210,7 +210,7 @@ impl<M: Mmu> Space<M> {
         let was = claimed.was();
         if dropped && let Some(at) = was.device_page() {
             // Devices may have the page that is freed now.
-            self.notify(PageRange::new(page, 1), Event::Clear, None);
+            self.notify(PageRange::new(page, 1), Event::Clear);
             claimed.settle(State::system(true));
             match was {
                 // The frame of an arena was never charged, and is gone.
@@ -296,7 +296,7 @@ impl<M: Mmu> Space<M> {
         });
         if !fresh {
             // The device whose pages these are may have mapped them for itself.
-            self.notify(run.pages(), Event::Migrate, None);
+            self.notify(run.pages(), Event::Migrate);
         }
         let mut held = HeldPages::<M>::new();
         match self.copy_out(&run, &mut held, scratch) {

@@ -22,7 +22,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "reclaim tells nobody",
         edits: &[edit(
             UNMAP,
-            "        self.notify(run.pages(), Event::Migrate, None);\n",
+            "        self.notify(run.pages(), Event::Migrate);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -33,13 +33,13 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             edit(
                 UNMAP,
-                "        self.notify(run.pages(), Event::Migrate, None);\n",
+                "        self.notify(run.pages(), Event::Migrate);\n",
                 "        let told = run.pages();\n",
             ),
             edit(
                 UNMAP,
                 "        let mut out = hand.filled - before;\n",
-                "        self.notify(told, Event::Migrate, None);\n        let mut out = hand.filled - before;\n",
+                "        self.notify(told, Event::Migrate);\n        let mut out = hand.filled - before;\n",
             ),
         ],
         tests: rules("r14_who_mirrors_pages"),
@@ -49,7 +49,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a clean eviction tells nobody",
         edits: &[edit(
             UNMAP,
-            "        self.notify(pages, Event::Migrate, None);\n",
+            "        self.notify(pages, Event::Migrate);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -59,7 +59,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a migration of RAM tells nobody",
         edits: &[edit(
             COLLECT,
-            "        space.notify(run.pages(), Event::Migrate, None);\n        let (mut dealt",
+            "        space.notify(run.pages(), Event::Migrate);\n        let (mut dealt",
             "        let (mut dealt",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -69,7 +69,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a migration of private memory tells nobody",
         edits: &[edit(
             COLLECT,
-            "                    space.notify(PageRange::new(page, 1), Event::Migrate, None);\n",
+            "                    space.notify(PageRange::new(page, 1), Event::Migrate);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -79,7 +79,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a migration of mapped memory tells nobody",
         edits: &[edit(
             COLLECT,
-            "        run.truncate(held.len());\n        space.notify(run.pages(), Event::Migrate, None);\n",
+            "        run.truncate(held.len());\n        space.notify(run.pages(), Event::Migrate);\n",
             "        run.truncate(held.len());\n",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -99,7 +99,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "mapped memory that was dropped behind our back is freed in silence",
         edits: &[edit(
             FAULT,
-            "            self.notify(PageRange::new(page, 1), Event::Clear, None);\n",
+            "            self.notify(PageRange::new(page, 1), Event::Clear);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -109,7 +109,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a failure of memory tells nobody",
         edits: &[edit(
             FAILURE,
-            "        self.notify(one, Event::Clear, None);\n",
+            "        self.notify(one, Event::Clear);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),
@@ -179,7 +179,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "other devices do not hear of one that wants pages alone",
         edits: &[edit(
             EXCLUSIVE,
-            "        self.notify(run.pages(), Event::Exclusive, Some(holder));\n",
+            "        self.notify(run.pages(), Event::Exclusive);\n",
             "",
         )],
         tests: rules("r14_who_mirrors_pages"),

@@ -246,7 +246,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
             )
         };
         let mut run = Run::collect(space, at, most.min(BLOCK - filling.filled), plain);
-        space.notify(run.pages(), Event::Migrate, None);
+        space.notify(run.pages(), Event::Migrate);
         let (mut dealt, mut unshared) = (0, false);
         while run.pages().len > 0 {
             let pages = run.pages();
@@ -361,7 +361,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
                     Single::claim(space, page, |state| state == State::Private(at))
                     && let Some(held) = self.hold_alone(at)
                 {
-                    space.notify(PageRange::new(page, 1), Event::Migrate, None);
+                    space.notify(PageRange::new(page, 1), Event::Migrate);
                     self.add(claimed, Origin::Device { at, held });
                 }
                 1
@@ -398,7 +398,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
         // What another holds is dealt with, and stays.
         let dealt = held.len().max(1);
         run.truncate(held.len());
-        space.notify(run.pages(), Event::Migrate, None);
+        space.notify(run.pages(), Event::Migrate);
         let mut unshared = false;
         while run.pages().len > 0 {
             let pages = run.pages();

@@ -6,7 +6,7 @@
 //!
 //! | edge | by | with it |
 //! | --- | --- | --- |
-//! | System to Exclusive | a device's thread, `take_exclusive` | claim; other mirrors are told; a slot is reserved; the mirror's sequence is looked at; the frame is moved out; settle |
+//! | System to Exclusive | a device's thread, `take_exclusive` | claim; all mirrors are told, its own too; a slot is reserved; a look whether the mirror's interval is active; the frame is moved out; settle |
 //! | Exclusive to System | whoever wants to see the page, `end_exclusive`: a touch, a pin, another device, a change of protection, a remap, a fork, the end of the mirror | claim; the mirror is told, whose lock its device holds while it works there; the frame is moved back; settle |
 //! | Exclusive to None, Poisoned | discard, unmap; memory failure | claim; the mirror is told; the frame is dropped |
 //!
@@ -74,7 +74,8 @@ impl<M: Mmu> Space<M> {
         let holder = notifier.interval.number;
         let limit = self.keep_limit();
         let room = limit.saturating_sub(self.kept());
-        let sequence = notifier.read_begin()?;
+        // Waits until nothing is active.
+        notifier.read_begin()?;
         let _pass = self.gate.enter_soon(&self.mmu)?;
         if let Some(claimed) = Single::claim(self, at, State::is_tracked) {
             self.give_duplicate_up(claimed);
@@ -90,10 +91,15 @@ impl<M: Mmu> Space<M> {
         if !self.keep_some(len) {
             return match room {
                 0 => Err(MirrorError::TooMuch { limit }),
-                _ => Ok(0),
+                _ => {
+                    drop(run);
+                    self.nap();
+                    Ok(0)
+                }
             };
         }
-        self.notify(run.pages(), Event::Exclusive, Some(holder));
+        // The device itself too: another of its threads may be at the page, by its table.
+        self.notify(run.pages(), Event::Exclusive);
         let Some((first, reserved)) = self.pool.reserve_exclusive(at, len) else {
             self.keep_no_more(len);
             return Err(MirrorError::TooMuch { limit });
@@ -103,7 +109,7 @@ impl<M: Mmu> Space<M> {
         run.truncate(len);
         // Pairs with the one in `end_exclusive_in`.
         fence(SeqCst);
-        if notifier.read_retry(sequence) {
+        if notifier.interval.is_active() {
             // A fork, or whoever else changes the range, has come first.
             self.pool.moved_out(first, len);
             self.keep_no_more(len);

@@ -101,7 +101,7 @@ pub enum Event {
     Protect,
     /// They go somewhere else: to a device, to RAM, out of RAM.
     Migrate,
-    /// Another device gets them for itself alone.
+    /// A device gets them for itself alone: another one, or this one.
     Exclusive,
     /// The device itself had them alone, and somebody else wants to see them.
     EndExclusive,
@@ -175,6 +175,11 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
+    /// Whether a range of it is changing, or it is not open yet.
+    pub(super) fn is_active(&self) -> bool {
+        self.active.load(SeqCst) > 0
+    }
+
     /// Whether it was removed, or is of the parent of this process.
     pub(super) fn is_removed(&self) -> bool {
         self.removed.load(Acquire)
@@ -224,8 +229,9 @@ impl Notifiers {
         Arc::clone(&self.list.lock())
     }
 
-    /// Exchanges the list, and waits until nobody has the old one.
-    fn exchange<M: Mmu>(&self, new: List, space: &Space<M>) {
+    /// Exchanges the list, and waits until nobody has the old one. `false`: somebody has it for long, who
+    /// may himself wait for the caller.
+    fn exchange<M: Mmu>(&self, new: List, space: &Space<M>) -> bool {
         let len = new.len();
         if len > 0 {
             self.len.store(len, SeqCst);
@@ -233,9 +239,16 @@ impl Notifiers {
         let old = std::mem::replace(&mut *self.list.lock(), new);
         self.len.store(len, SeqCst);
         // What we drop last is dropped here, and not in a fault.
+        let start = Instant::now();
         while Arc::strong_count(&old) > 1 {
+            if start.elapsed() > PATIENCE {
+                // Whoever has it lets go of it some time, and must not be the last.
+                std::mem::forget(old);
+                return false;
+            }
             space.nap();
         }
+        true
     }
 
     fn add<M: Mmu>(
@@ -264,7 +277,12 @@ impl Notifiers {
         let added = [Arc::clone(&interval)];
         let new = [before, &added, after].concat().into();
         drop(list);
-        self.exchange(new, space);
+        if !self.exchange(new, space) {
+            // It has not been open, and is told nothing any more.
+            interval.removed.store(true, Release);
+            self.take_out(&interval, space);
+            return Err(NotifierError::Busy);
+        }
         interval.active.fetch_sub(1, SeqCst);
         // Before any entry is read: pairs with the one in `notify`.
         fence(SeqCst);
@@ -278,6 +296,11 @@ impl Notifiers {
             return;
         }
         let _one_at_a_time = self.changing.lock();
+        self.take_out(interval, space);
+    }
+
+    /// Makes a list without `interval`.
+    fn take_out<M: Mmu>(&self, interval: &Arc<Interval>, space: &Space<M>) {
         let list = self.list();
         let others = list.iter().filter(|other| !Arc::ptr_eq(other, interval));
         let new = others.cloned().collect();
@@ -406,9 +429,8 @@ impl<M: Mmu> Space<M> {
             .any(|at| at.pages.overlaps(pages))
     }
 
-    /// Tells notifiers that `pages`, which the caller has claimed, are about to change; all but that of
-    /// mirror `except`.
-    pub(crate) fn notify(&self, pages: PageRange, event: Event, except: Option<u16>) {
+    /// Tells notifiers that `pages`, which the caller has claimed, are about to change.
+    pub(crate) fn notify(&self, pages: PageRange, event: Event) {
         // After the claim: see the module's head.
         fence(SeqCst);
         if self.notifiers.len.load(SeqCst) == 0 {
@@ -416,9 +438,7 @@ impl<M: Mmu> Space<M> {
         }
         let list = self.notifiers.list();
         for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {
-            if Some(interval.number) != except {
-                self.tell(interval, pages, event);
-            }
+            self.tell(interval, pages, event);
         }
     }
 

@@ -301,7 +301,7 @@ impl<M: Mmu> Space<M> {
         let before = hand.filled;
         let mut unshared = false;
         hand.at = run.pages().end().max(hand.at);
-        self.notify(run.pages(), Event::Migrate, None);
+        self.notify(run.pages(), Event::Migrate);
         let stop = loop {
             let pages = run.pages();
             let first = first_slot(block).plus(hand.filled);
@@ -348,7 +348,7 @@ impl<M: Mmu> Space<M> {
         run.truncate(kept);
         let pages = run.pages();
         hand.at = pages.end().max(hand.at);
-        self.notify(pages, Event::Migrate, None);
+        self.notify(pages, Event::Migrate);
         let first = first_slot(block).plus(hand.filled);
         let progress = self.mmu.take(pages, Home::Pool(first));
         self.pool.moved_in(first, pages.start, progress.pages);

@@ -234,6 +234,7 @@ fn r14_what_is_given_back_in_a_notifier_is_given_back() {
     let (other, removed) = Listener::on(space, 0, 32);
     let (heard, mirror) = device(space, 24, 4);
     assert_eq!(alone(&mirror, 24, 2), Ok(vec![true; 2]));
+    assert_eq!(heard.take(), [(24, 2, Event::Exclusive)]);
     let pinned = [pin(space, 0, 4, READ), pin(space, 8, 4, READ)].map(Result::unwrap);
     let held = space
         .hold_device_page(three.on(17), Hold::default())

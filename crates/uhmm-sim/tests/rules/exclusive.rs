@@ -28,6 +28,7 @@ fn taken(world: &World) -> (Listener, Device<'_>) {
     world.write_all(0..4);
     let (listener, device) = device(&world.space, 0, 8);
     assert_eq!(alone(&device, 0, 4), Ok(vec![true; 4]));
+    assert_eq!(listener.take(), [(0, 4, Event::Exclusive)]);
     (listener, device)
 }
 
@@ -580,6 +581,7 @@ fn r17_a_mirror_that_ends_in_a_notifier_leaves_its_pages_to_the_next_touch() {
     let (listener, _notifier) = Listener::on(space, 0, 4);
     let (heard, mirror) = device(space, 0, 4);
     assert_eq!(alone(&mirror, 0, 4), Ok(vec![true; 4]));
+    assert_eq!(heard.take(), [(0, 4, Event::Exclusive)]);
     listener.take();
     let (tell, told) = mpsc::channel();
     listener.in_next(move || {
@@ -666,4 +668,26 @@ fn r17_exclusive_pages_at_random_keep_every_byte() {
         assert_eq!(stats.exclusive_pages.get(), stats.exclusive_ends.get());
         assert!(stats.exclusive_pages.get() > 500);
     }
+}
+
+/// Another thread of the same device may be at the page, by what its table says: so that is told too.
+#[test]
+fn r17_what_a_device_has_alone_it_does_not_reach_by_its_table() {
+    let world = World::new(4 * BUDGET);
+    world.write_all(0..4);
+    let (listener, mirror) = device(&world.space, 0, 4);
+    assert_eq!(
+        populate(&mirror, 0, 4, Need::WRITE).map(|found| found.len()),
+        Ok(4)
+    );
+    assert_eq!(alone(&mirror, 1, 2), Ok(vec![true; 2]));
+    assert_eq!(listener.take(), [(1, 2, Event::Exclusive)]);
+    let table = mirror.lock().unwrap();
+    let has: Vec<_> = (0..4)
+        .map(|page| table.entries.contains_key(&number(page)))
+        .collect();
+    assert_eq!(has, [true, false, false, true]);
+    drop(table);
+    world.check_all();
+    world.check_invariants();
 }

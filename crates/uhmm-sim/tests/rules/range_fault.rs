@@ -527,6 +527,7 @@ fn r17_a_device_that_faults_in_what_it_has_alone_has_it_no_more() {
     world.write_all(0..4);
     let (listener, mirror) = device(&world.space, 0, 4);
     assert_eq!(alone(&mirror, 0, 4), Ok(vec![true; 4]));
+    assert_eq!(listener.take().len(), 1);
     assert_eq!(populate(&mirror, 1, 2, Need::READ), Ok(vec![RAM; 2]));
     let alone: Vec<_> = (0..4).map(|page| mirror.has_alone(number(page))).collect();
     assert_eq!(alone, [true, false, false, true]);

@@ -307,3 +307,51 @@ fn pages_that_a_device_uses_come_to_its_table_together() {
     assert_eq!(mapped(), [1, 10], "beside the range that was named");
     world.check_all();
 }
+
+/// One thread of a device reads and writes by its table, another takes the same pages alone.
+#[test]
+fn threads_of_one_device_reach_pages_by_the_table_and_alone() {
+    let _alone = alone();
+    let world = World::new(&[Private], PAGES);
+    let mirror = world.mirror();
+    let turns = 3000;
+    let is_for_now = |error: &MirrorError| {
+        let busy = ["try again", "come to rest"];
+        busy.iter().any(|words| error.to_string().contains(words))
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0..turns {
+                let (at, byte) = (world.at(turn % 3), [turn as u8; 64]);
+                // The second kilobyte is this thread's, the first the other's.
+                while let Err(error) = mirror.write(at + 1024, &byte) {
+                    assert!(is_for_now(&error), "{error}");
+                }
+                let mut read = [0; 64];
+                while let Err(error) = mirror.read(at + 1024, &mut read) {
+                    assert!(is_for_now(&error), "{error}");
+                }
+                assert_eq!(read, byte);
+            }
+        });
+        for turn in 0..turns {
+            let add = |_: &mut PageTable, data: &mut PageData| {
+                data.0[turn % 512] = data.0[turn % 512].wrapping_add(1);
+            };
+            while let Err(error) = mirror.exclusively(world.at(turn % 3), add) {
+                let again = error == MirrorError::NotAlone || is_for_now(&error);
+                assert!(again, "{error}");
+            }
+        }
+    });
+    let sums = (0..3).flat_map(|page| (0..512).map(move |i| (page, i)));
+    let sum: usize = sums
+        .map(|(page, i)| usize::from(byte_at(&world, page, i)))
+        .sum();
+    assert_eq!(sum, turns);
+}
+
+fn byte_at(world: &World, page: usize, i: usize) -> u8 {
+    // SAFETY: within the test's range; nobody writes there any more.
+    unsafe { ((world.at(page) + i) as *const u8).read_volatile() }
+}
