@@ -173,6 +173,12 @@ pub struct View<'a, M: Mmu> {
     held: Vec<PageRef<'a, M>>,
 }
 
+impl<M: Mmu> Drop for View<'_, M> {
+    fn drop(&mut self) {
+        PageRef::give_back(self.held.drain(..));
+    }
+}
+
 impl<M: Mmu> View<'_, M> {
     /// The pages of the space.
     pub fn pages(&self) -> PageRange {
