@@ -220,7 +220,9 @@ impl Memory {
         let pages = self.pages(address, len, &call.regions)?;
         match self.clear(&mut call, pages) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                self.orphans().push(pages);
+                // What has been unmapped by then may be another's by the next time.
+                let left = call.regions.pieces(pages).map(|(piece, _)| piece);
+                self.orphans().extend(left);
                 self.has_orphans.store(true, Release);
                 Ok(())
             }
@@ -236,7 +238,8 @@ impl Memory {
         // While a fork does not end they stay for the next call.
         if let Ok(mut call) = self.call() {
             let mut orphans = self.orphans();
-            orphans.retain(|&pages| self.clear(&mut call, pages).is_err());
+            // Each is of one kind, so it is unmapped whole or not at all.
+            orphans.retain(|&piece| self.clear(&mut call, piece).is_err());
             self.has_orphans.store(!orphans.is_empty(), Release);
         }
     }
