@@ -272,9 +272,13 @@ impl Adopted {
     ///
     /// # Errors
     /// [`ViewError`].
-    pub fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
+    ///
+    /// # Safety
+    /// As of [`Space::view`].
+    pub unsafe fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
         let rest = self.rest();
-        self.space.view(rest.start, rest.len(), device)
+        // SAFETY: the caller's promise.
+        unsafe { self.space.view(rest.start, rest.len(), device) }
     }
 
     /// Gives the memory back as it was: every page in RAM, at its address, whatever the budget says. A

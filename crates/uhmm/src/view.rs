@@ -206,12 +206,15 @@ impl Space {
     /// room of what is coldest on it.
     ///
     /// The program may go on using the range, and unmap it: then the view says so ([`ViewError::Gone`]).
-    /// What the device writes is seen by whoever reads there, as with any memory that hardware writes to:
-    /// let nobody have a slice of it. [`Region::view`] leaves both to the compiler.
+    /// What the device writes is seen by whoever reads there, as with any memory that hardware writes to.
+    /// [`Region::view`] leaves both to the compiler.
     ///
     /// # Errors
     /// [`ViewError`]; nothing is held then. What has moved has moved.
-    pub fn view(
+    ///
+    /// # Safety
+    /// What the device writes must not be borrowed until the view has ended, as a reference or a slice.
+    pub unsafe fn view(
         &self,
         address: usize,
         len: usize,
@@ -235,7 +238,8 @@ impl Region {
         device: DeviceId,
     ) -> Result<View<'_>, ViewError> {
         let span = self.range(bytes)?.pages();
-        self.space().view(span.address(), span.len(), device)
+        // SAFETY: the region is borrowed mutably for as long as the view lives.
+        unsafe { self.space().view(span.address(), span.len(), device) }
     }
 }
 
@@ -251,9 +255,9 @@ impl<T: Pod> Slice<T> {
         device: DeviceId,
     ) -> Result<View<'_>, ViewError> {
         let span = self.range(elements)?.pages();
-        self.region()
-            .space()
-            .view(span.address(), span.len(), device)
+        let space = self.region().space();
+        // SAFETY: the slice is borrowed mutably for as long as the view lives.
+        unsafe { space.view(span.address(), span.len(), device) }
     }
 }
 
@@ -263,8 +267,12 @@ impl Span {
     ///
     /// # Errors
     /// [`ViewError`].
-    pub fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
+    ///
+    /// # Safety
+    /// As of [`Space::view`].
+    pub unsafe fn view(&self, device: DeviceId) -> Result<View<'_>, ViewError> {
         let pages = self.pages();
-        self.space().view(pages.address(), pages.len(), device)
+        // SAFETY: the caller's promise.
+        unsafe { self.space().view(pages.address(), pages.len(), device) }
     }
 }

@@ -73,7 +73,8 @@ fn computing(on_device: usize, pages: usize) -> (World, Driver) {
 
 fn view(world: &World, first: usize, len: usize) -> Result<View<'_>, ViewError> {
     let address = world.at(first) as usize;
-    world.space.view(address, len * PAGE_SIZE, FIRST)
+    // SAFETY: the test touches the range by pointers alone.
+    unsafe { world.space.view(address, len * PAGE_SIZE, FIRST) }
 }
 
 /// The device's own program: the next content of each page.
@@ -177,7 +178,8 @@ fn each_bad_use_has_an_error_of_its_own() {
     let devices = vec![Box::new(Computer::driver(512)) as Box<dyn Device>, generic];
     let world = World::within(crate::space(BUDGET, devices), 600);
     let at = |offset: usize| world.address + offset;
-    let of = |address, len, device| world.space.view(address, len, device).err();
+    // SAFETY: nothing is written.
+    let of = |address, len, device| unsafe { world.space.view(address, len, device) }.err();
     let range = |error| Some(ViewError::Range(error));
     assert_eq!(of(at(0), 0, FIRST), range(RangeError::Empty));
     assert_eq!(of(at(1), PAGE_SIZE, FIRST), range(RangeError::Unaligned));
@@ -225,7 +227,8 @@ fn a_view_kept_past_its_range_says_so_and_harms_nobody() {
         let world = World::new(&[memory], 64);
         world.write_all();
         let (address, len) = (world.at(8) as usize, 16 * PAGE_SIZE);
-        let kept = world.space.view(address, len, FIRST).unwrap();
+        // SAFETY: as above.
+        let kept = unsafe { world.space.view(address, len, FIRST) }.unwrap();
         let memory = world.space.memory();
         // SAFETY: nobody reads there until something else is mapped.
         unsafe { memory.unmap(address, len).unwrap() };
@@ -312,10 +315,12 @@ fn a_region_lends_itself_to_its_view() {
     assert_eq!(region.view(7..7, FIRST).err(), bounds(BoundsError::Empty));
     // A span knows nothing of the compiler, and looks again each time.
     let span = region.range(..PAGE_SIZE).unwrap();
-    drop(span.view(FIRST).unwrap());
+    // SAFETY: the device writes nothing.
+    drop(unsafe { span.view(FIRST) }.unwrap());
     drop(region);
     assert_eq!(
-        span.view(FIRST).err(),
+        // SAFETY: as above.
+        unsafe { span.view(FIRST) }.err(),
         Some(ViewError::Range(RangeError::Hole))
     );
     let mut words = space.slice::<u32>(4096).unwrap();
