@@ -13,6 +13,7 @@ use uhmm_core::evict;
 use uhmm_core::fault::Scratch;
 use uhmm_core::mirror::in_notifier;
 use uhmm_linux::mmu::LinuxMmu;
+use uhmm_linux::signals::Blocked;
 
 pub use uhmm_core::evict::StillInUse;
 pub use uhmm_core::failure::{Failure, FailureError};
@@ -144,12 +145,19 @@ impl Space {
         self.off_managed_stack(|| self.core().add_chunk(device.0, chunk))
     }
 
+    /// On a thread of its own: a handler of a signal may touch what is in hand for as long as that takes.
     fn emptying(
         &self,
-        work: impl FnOnce(&crate::build::CoreSpace, &mut Scratch) -> Result<(), evict::RemoveError>,
+        work: impl FnOnce(&crate::build::CoreSpace, &mut Scratch) -> Result<(), evict::RemoveError>
+        + Send,
     ) -> Result<(), RemoveError> {
         self.check_stack().map_err(|_| RemoveError::ManagedStack)?;
-        Ok(work(self.core(), &mut Scratch::default())?)
+        let work = || work(self.core(), &mut Scratch::default());
+        // The other thread would not be known to be in a notifier.
+        if in_notifier() {
+            return Ok(work()?);
+        }
+        Ok(on_another_thread(work)?)
     }
 
     /// Hands out a block of `1 << order` pages of a device to its driver.
@@ -246,15 +254,28 @@ impl Space {
         self.off_managed_stack(|| self.core().device_memory_failure(at))
     }
 
-    /// Runs `work` on a thread whose stack is not managed: this one, or another.
+    /// Runs `work` on a thread whose stack is not managed: this one, or another. No signal comes
+    /// meanwhile, since its handler may touch what is in hand.
     pub(crate) fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        // From a notifier the space must not be called: another thread would not be known to be in one.
-        if in_notifier() || self.check_stack().is_ok() {
+        // The other thread would not be known to be in a notifier.
+        if self.check_stack().is_ok() || in_notifier() {
+            let _signals = Blocked::all();
             return work();
         }
-        std::thread::scope(|scope| match scope.spawn(work).join() {
+        on_another_thread(work)
+    }
+}
+
+/// Runs `work` on a thread that takes no signals, and waits for it.
+fn on_another_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let thread = {
+            let _signals = Blocked::all();
+            scope.spawn(work)
+        };
+        match thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
-        })
-    }
+        }
+    })
 }

@@ -36,6 +36,8 @@ pub(crate) fn register(space: &Arc<Inner>) {
         // SAFETY: the three hooks are functions of this library, which is never unloaded.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     });
+    // A handler that forks would wait for the lock.
+    let _signals = Blocked::all();
     let mut spaces = SPACES.lock();
     spaces.retain(|space| space.strong_count() > 0);
     spaces.push(Arc::downgrade(space));
@@ -43,10 +45,20 @@ pub(crate) fn register(space: &Arc<Inner>) {
 
 extern "C" fn prepare() {
     let signals = Blocked::all();
+    let alive =
+        |all: &Vec<Weak<Inner>>| -> Vec<_> { all.iter().filter_map(Weak::upgrade).collect() };
+    // Without the lock: a notifier may wait for a thread that is registering a space.
+    let known = alive(&SPACES.lock());
+    let mut devices: Vec<_> = known.iter().map(|space| space.core.begin_fork()).collect();
     let all = SPACES.lock();
-    let spaces: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
-    let devices = spaces.iter().map(|space| space.core.begin_fork());
-    let devices = devices.collect();
+    let spaces = alive(&all);
+    let is_new = |space: &&Arc<Inner>| !known.iter().any(|other| Arc::ptr_eq(other, space));
+    devices.extend(
+        spaces
+            .iter()
+            .filter(is_new)
+            .map(|space| space.core.begin_fork()),
+    );
     for space in &spaces {
         space.core.close_for_fork();
     }

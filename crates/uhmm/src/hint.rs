@@ -18,6 +18,7 @@ use uhmm_core::AllocError;
 use uhmm_core::addr::{PAGE_SIZE, PageRange};
 use uhmm_core::fault::Scratch;
 use uhmm_core::hints::{Hints, Preferred};
+use uhmm_linux::signals::Blocked;
 
 /// What a program wants of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,11 +183,15 @@ impl Space {
             }
             Hint::WillNeed => self.follow(address, len, |pages, preferred| match preferred {
                 Some(to @ Place::Device(_)) => left(pages, self.migrate_pages(pages, to, false)),
-                _ => Ok(self.core().will_need(pages, &mut Scratch::default())?),
+                _ => {
+                    let _signals = Blocked::all();
+                    Ok(self.core().will_need(pages, &mut Scratch::default())?)
+                }
             }),
             Hint::DoNotNeed => {
                 let pages = self.pages(address, len, false)?;
                 self.check_stack().map_err(|_| HintError::ManagedStack)?;
+                let _signals = Blocked::all();
                 Ok(self.core().do_not_need(pages, &mut Scratch::default())?)
             }
         }

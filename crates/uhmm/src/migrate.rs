@@ -9,6 +9,7 @@ use uhmm_core::device::Owner;
 use uhmm_core::migrate::Unmapped;
 use uhmm_core::{AllocError, migrate};
 use uhmm_linux::mmu::LinuxMmu;
+use uhmm_linux::signals::Blocked;
 
 pub use uhmm_core::addr::Place;
 pub use uhmm_core::migrate::{
@@ -156,6 +157,8 @@ impl Space {
         to: Place,
         holes: bool,
     ) -> Result<Migrated, MigrateError> {
+        // A handler may touch what is in hand.
+        let _signals = Blocked::all();
         let devices = Select::DEVICE_PRIVATE | Select::DEVICE_COHERENT;
         let mut args = migrate::MigrateVma {
             pages,
@@ -184,7 +187,8 @@ impl Space {
     }
 
     /// Begins a migration of a range that the caller takes through its phases itself, as a driver
-    /// does. All of the range must be mapped, and the program have access to it.
+    /// does. Until it has ended, this thread must not touch the range, nor may a handler of a signal that
+    /// it takes. All of the range must be mapped, and the program have access to it.
     ///
     /// # Errors
     /// [`MigrateError`].

@@ -165,7 +165,7 @@ impl SignalEngine {
     pub fn restart_in_child(&mut self) -> io::Result<()> {
         self.crew.forget_threads();
         self.crew.shared().scratch.forget_threads();
-        self.registered.iter().for_each(Registered::forget_handlers);
+        places::forget_handlers();
         self.crew.spawn::<Reclaimer>(None)
     }
 }

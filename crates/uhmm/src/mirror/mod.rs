@@ -35,6 +35,7 @@ use uhmm_core::addr::{PAGE_SIZE, PageData};
 use uhmm_core::fault::Scratch;
 use uhmm_core::mirror;
 use uhmm_linux::mmu::LinuxMmu;
+use uhmm_linux::signals::Blocked;
 
 pub use page_table::{OwnMemory, PageTable};
 pub use told::{DeviceTable, Invalidation, Notifier};
@@ -144,6 +145,9 @@ impl Space {
     /// # Safety
     /// The device reads and writes the range by address, at any time until the mirror is dropped: what it
     /// writes must not be borrowed meanwhile, and what it reads not mutably (but for atomics and cells).
+    /// [`Table::read`] and [`Table::write`] are used only for pages that the table says are mapped, and the
+    /// second only where it says that they may be written to; a table of one's own forgets what
+    /// [`DeviceTable::invalidate`] names.
     pub unsafe fn mirror<T: DeviceTable + 'static>(
         &self,
         address: usize,
@@ -219,6 +223,8 @@ impl<T: DeviceTable> Mirror<'_, T> {
                 mirror::MirrorError::Forking
             })
         };
+        // A handler may touch what is in hand, or what the table has.
+        let _signals = Blocked::all();
         let mut scratch = Scratch::default();
         let found = self.mirror.fault_and_lock(&request, look, &mut scratch);
         if let Some(error) = refused {
@@ -325,6 +331,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
             return Err(MirrorError::NotWritable);
         }
         self.check_stack()?;
+        let _signals = Blocked::all();
         let mut scratch = Scratch::default();
         let (table, alone) = self.mirror.take_and_lock(pages, &mut scratch)?;
         Ok(install(&mut self.table(table), &alone))
@@ -341,6 +348,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
         address: usize,
         with: impl FnOnce(&mut T, &mut PageData) -> R,
     ) -> Result<R, MirrorError> {
+        let _signals = Blocked::all();
         let page = address - address % PAGE_SIZE;
         let start = Instant::now();
         let (mut with, mut done) = (Some(with), None);

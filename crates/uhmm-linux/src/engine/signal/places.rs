@@ -60,10 +60,13 @@ impl Registered {
             _engine: Arc::clone(engine),
         })
     }
+}
 
-    /// Forgets, in the child of a fork that still has one thread, the handlers of other threads.
-    pub(super) fn forget_handlers(&self) {
-        self.place.inside.store(0, SeqCst);
+/// Forgets, in the child of a fork that still has one thread, the handlers of other threads: they were
+/// counted in every place that they looked at, vacant ones too.
+pub(super) fn forget_handlers() {
+    for place in &ALL {
+        place.inside.store(0, SeqCst);
     }
 }
 
