@@ -11,6 +11,16 @@ const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
 pub const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "R17",
+        what: "a device's table keeps pages that it has alone",
+        edits: &[edit(
+            EXCLUSIVE,
+            "        self.notify(run.pages(), Event::Exclusive);\n",
+            "",
+        )],
+        tests: rules("r17_what_a_device_has_alone"),
+    },
+    Mutant {
+        rule: "R17",
         what: "a device is not told that its page is wanted",
         edits: &[edit(
             EXCLUSIVE,
