@@ -115,13 +115,17 @@ fn memory_that_is_not_private_and_anonymous() {
     unmap(huge..huge + (2 << 20));
 }
 
+/// `UFFD_FEATURE_SIGBUS`.
+const SIGBUS: u64 = 1 << 7;
+
 #[test]
 fn memory_of_others() {
     let _alone = alone();
     let space = space(BUDGET, vec![device(Private).0]);
     let own = Own::map(16);
     let range = own.at(4) as usize..own.at(8) as usize;
-    let uffd = Uffd::open(0).unwrap();
+    // With signals, as every user may.
+    let uffd = Uffd::open(SIGBUS).unwrap();
     uffd.register(range.clone(), false).unwrap();
     refused(&space, own.at(0) as usize, 16, Unfit::Served);
     drop(uffd);

@@ -130,6 +130,7 @@ fn system_calls_find_adopted_pages() {
             world.space.add_device(crate::device(Private).0).unwrap();
         }
         world.adopt();
+        world.push_out();
         // SAFETY: the test's own mapping, and nobody else's just now.
         let bytes = unsafe { std::slice::from_raw_parts_mut(world.own.at(0), world.own.len()) };
         write_missing(&world.space, &file, bytes);

@@ -32,7 +32,9 @@ fn tight(memory: MemoryType) -> World {
 /// A file without a name, past whose cache the kernel reads and writes.
 fn direct_file() -> File {
     let name = format!("uhmm-pins-{}", std::process::id());
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // On a disk, rather than in memory; where that is not this user's, wherever temporary files go.
+    let folder = std::env::var_os("TMPDIR").unwrap_or(env!("CARGO_TARGET_TMPDIR").into());
+    let path = Path::new(&folder).join(name);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
     let file = options.custom_flags(libc::O_DIRECT).open(&path).unwrap();
