@@ -176,6 +176,11 @@ impl SimMmu {
         lock(&self.pages).at(page).tracked
     }
 
+    /// Whether another process maps the page too, since a fork.
+    pub fn is_shared(&self, page: PageNo) -> bool {
+        lock(&self.pages).at(page).shared
+    }
+
     /// Whether a slot of the pool holds a frame.
     pub fn holds_frame(&self, slot: FrameNo) -> bool {
         lock(self.slot(slot)).is_some()

@@ -71,8 +71,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page becomes exclusive although a fork has begun",
         edits: &[edit(
             EXCLUSIVE,
-            "        if notifier.read_retry(sequence) {",
-            "        if notifier.read_retry(sequence) && false {",
+            "        if notifier.interval.is_active() {",
+            "        if notifier.interval.is_active() && false {",
         )],
         tests: rules("r17_a_fork_at_any"),
     },

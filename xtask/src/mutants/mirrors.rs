@@ -209,8 +209,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "the sequence moves for pages that are others'",
         edits: &[edit(
             NOTIFIER,
-            "        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            if Some(",
-            "        for interval in list.iter() {\n            if Some(",
+            "        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            self.tell(",
+            "        for interval in list.iter() {\n            self.tell(",
         )],
         tests: rules("r14_a_sequence"),
     },
@@ -437,11 +437,10 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "R14",
         what: "whoever has a table locked calls the space",
-        edits: &[edit(
-            MIRROR,
-            "            _barred: Barred::new(),",
-            "            _barred: {\n                let barred = Barred::new();\n                drop(Barred::new());\n                std::mem::take(&mut Some(barred)).expect(\"just made\")\n            },",
-        )],
+        edits: &[
+            edit(NOTIFIER, "        BARRED.set(BARRED.get() + 1);\n", ""),
+            edit(NOTIFIER, "        BARRED.set(BARRED.get() - 1);\n", ""),
+        ],
         tests: rules("r14_whoever"),
     },
     Mutant {
@@ -455,8 +454,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "to tell devices allocates",
         edits: &[edit(
             NOTIFIER,
-            "        let list = self.notifiers.list();\n        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            if Some(",
-            "        let list = self.notifiers.list().to_vec();\n        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            if Some(",
+            "        let list = self.notifiers.list();\n        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            self.tell(",
+            "        let list = self.notifiers.list().to_vec();\n        for interval in list.iter().filter(|at| at.pages.overlaps(pages)) {\n            self.tell(",
         )],
         tests: rules("r18_to_tell"),
     },

@@ -270,10 +270,15 @@ fn r17_a_fork_at_any_point_of_the_taking_finds_nothing_exclusive() {
             // The fork's first step is done when the others have been told of it.
             let begun = thread::spawn(move || {
                 let forking = forked.begin_fork();
-                let exclusive = (0..4)
-                    .filter(|page| matches!(forked.state(number(*page)), State::Exclusive { .. }));
-                assert_eq!(exclusive.count(), 0, "the fork goes on");
+                let exclusive = || {
+                    let is_alone = |page: &usize| {
+                        matches!(forked.state(number(*page)), State::Exclusive { .. })
+                    };
+                    (0..4).filter(is_alone).count()
+                };
+                assert_eq!(exclusive(), 0, "the fork goes on");
                 gone.recv().unwrap();
+                assert_eq!(exclusive(), 0, "nor does it become so meanwhile");
                 drop(forking);
             });
             tell.send(begun).unwrap();
