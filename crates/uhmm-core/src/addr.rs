@@ -57,6 +57,9 @@ pub struct PageRange {
 }
 
 impl PageRange {
+    /// No pages.
+    pub const EMPTY: Self = Self::new(PageNo(0), 0);
+
     /// Whether some page is in both.
     pub fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < self.end().min(other.end())

@@ -1,6 +1,6 @@
 //! Errors of the core.
 
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::space::MIN_BUDGET_PAGES;
 use crate::stats::MAX_DEVICES;
 use std::fmt;
@@ -78,14 +78,7 @@ impl fmt::Display for BuildError {
 
 impl std::error::Error for BuildError {}
 
-impl From<Refused> for BuildError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(BuildError);
 
 /// Why an operation on a range was not done. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +106,4 @@ impl fmt::Display for RangeError {
 
 impl std::error::Error for RangeError {}
 
-impl From<Refused> for RangeError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(RangeError);

@@ -8,7 +8,7 @@ use crate::claims::Single;
 use crate::device::CopyOutError;
 use crate::entry::State;
 use crate::events;
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::mirror::Event;
 use crate::mmu::Mmu;
 use crate::pagemap::DevPagemap;
@@ -69,14 +69,7 @@ impl fmt::Display for FailureError {
 
 impl std::error::Error for FailureError {}
 
-impl From<Refused> for FailureError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(FailureError);
 
 impl<M: Mmu> Space<M> {
     /// The memory of `page` has failed, wherever it is. For internal threads, and for threads that

@@ -52,6 +52,22 @@ impl Refused {
 /// How long a driver's thread waits for a fork to end.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Lets a call whose error is of this type say by `?` why it was not let in: the error has variants of
+/// the same names.
+macro_rules! takes_refusals {
+    ($error:ty) => {
+        impl std::convert::From<$crate::gate::Refused> for $error {
+            fn from(refused: $crate::gate::Refused) -> Self {
+                match refused {
+                    $crate::gate::Refused::Forking => Self::Forking,
+                    $crate::gate::Refused::InNotifier => Self::InNotifier,
+                }
+            }
+        }
+    };
+}
+pub(crate) use takes_refusals;
+
 #[derive(Default)]
 #[repr(align(64))]
 struct Shard(AtomicU64);

@@ -25,9 +25,9 @@
 //! All of this passes the gate, and waits a bounded time for a fork; after that, giving back goes on
 //! regardless (a page may then stay in use in the child for ever: held, not lost).
 
-use crate::addr::{DeviceAddr, DevicePage, PageData, PageNo, PageRange};
+use crate::addr::{DeviceAddr, DevicePage, PageData, PageRange};
 use crate::entry::State;
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::memory_type::Holding;
 use crate::mmu::Mmu;
 use crate::pagemap::{AllocError, MAX_ORDER};
@@ -88,14 +88,7 @@ impl fmt::Display for HoldError {
 
 impl std::error::Error for HoldError {}
 
-impl From<Refused> for HoldError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(HoldError);
 
 /// A reference on a device page. While it lives, the page is not freed, its pagemap stays, and it
 /// does not migrate (R7).
@@ -256,8 +249,7 @@ impl<M: Mmu> Space<M> {
             return Err(AllocError::Full);
         }
         let pass = self.gate.enter_soon(&self.mmu)?;
-        let nothing = PageRange::new(PageNo(0), 0);
-        let (page, _) = self.alloc_with_room(&pass, device, order..=order, 1, nothing)?;
+        let (page, _) = self.alloc_with_room(&pass, device, order..=order, 1, PageRange::EMPTY)?;
         self.handed_out(DeviceAddr { device, page }, order)
     }
 

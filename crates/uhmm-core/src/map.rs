@@ -4,7 +4,7 @@
 use crate::addr::{DeviceAddr, Home, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::hold::DevicePages;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -42,14 +42,7 @@ impl fmt::Display for MapError {
 
 impl std::error::Error for MapError {}
 
-impl From<Refused> for MapError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(MapError);
 
 impl<M: Mmu> Space<M> {
     /// Maps a block of device pages at the untouched pages from `to` on. They are freed when they are

@@ -34,7 +34,7 @@ use crate::addr::{DeviceAddr, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::{MAX_PINS, State};
 use crate::fault::{Access, Outcome, Scratch};
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::lock::generation;
 use crate::memory_type::Holding;
 use crate::migrate::MigrateError;
@@ -171,14 +171,7 @@ impl PinError {
     }
 }
 
-impl From<Refused> for PinError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(PinError);
 
 /// What a guard has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -420,9 +413,7 @@ impl<M: Mmu> Space<M> {
                 _ if flags.fast => return Err(PinError::WouldFault(page)),
                 _ if late => {
                     return Err(match state {
-                        State::None | State::Private(_) if self.pool.available() == 0 => {
-                            PinError::NoRam(page)
-                        }
+                        state if self.lacks_ram(state) => PinError::NoRam(page),
                         _ => PinError::Busy(page),
                     });
                 }
@@ -430,6 +421,11 @@ impl<M: Mmu> Space<M> {
                 _ => self.bring(page, flags.write, scratch)?,
             }
         }
+    }
+
+    /// Whether a page that is so is not brought because there is no RAM for it. (In limbo it has some.)
+    pub(crate) fn lacks_ram(&self, state: State) -> bool {
+        matches!(state, State::None | State::Private(_)) && self.pool.available() == 0
     }
 
     /// Brings a page to RAM, as a touch would, but does not wait for ever where there is none.

@@ -244,8 +244,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "pages without RAM are busy",
         edits: &[edit(
             PIN,
-            "State::None | State::Private(_) if self.pool.available() == 0 => {",
-            "State::None | State::Private(_) if false => {",
+            "state if self.lacks_ram(state) => PinError::NoRam(page),",
+            "state if self.lacks_ram(state) && false => PinError::NoRam(page),",
         )],
         tests: rules("r11_where_there_is_no_ram"),
     },

@@ -137,7 +137,7 @@ impl<M: Mmu> Space<M> {
             space: self,
             items: Vec::new(),
             fault_page,
-            spared: PageRange::new(PageNo(0), 0),
+            spared: PageRange::EMPTY,
             blocks: Vec::new(),
             buffers: Vec::new(),
             fences: Vec::new(),

@@ -50,7 +50,7 @@ use crate::entry::State;
 use crate::events::Event;
 use crate::frames::Frame;
 use crate::gate::Pass;
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use crate::memory_type::MemoryType;
 use crate::mmu::Mmu;
 use crate::pagemap::{AllocError, Held, MAX_ORDER, Started};
@@ -164,14 +164,7 @@ impl fmt::Display for MigrateError {
 
 impl std::error::Error for MigrateError {}
 
-impl std::convert::From<Refused> for MigrateError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(MigrateError);
 
 /// What a migration came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

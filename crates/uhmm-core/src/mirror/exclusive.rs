@@ -50,9 +50,7 @@ impl<M: Mmu> Space<M> {
                 State::Poisoned => return Err(MirrorError::Poisoned(at)),
                 // Device memory that the CPU maps is its driver's already.
                 State::Coherent(_) => at = at.plus(1),
-                State::None | State::Private(_) if late && self.pool.available() == 0 => {
-                    return Err(MirrorError::NoRam(at));
-                }
+                state if late && self.lacks_ram(state) => return Err(MirrorError::NoRam(at)),
                 _ if late => return Err(NotifierError::Busy.into()),
                 State::Migrating => self.entries.wait(at, &self.mmu),
                 State::System { .. } => at = at.plus(self.take_run(at, most, notifier)?),

@@ -356,7 +356,7 @@ impl<M: Mmu> IntervalNotifier<'_, M> {
         loop {
             self.check()?;
             let sequence = self.interval.sequence.load(SeqCst);
-            if self.interval.active.load(SeqCst) == 0 {
+            if !self.interval.is_active() {
                 return Ok(Sequence(sequence));
             }
             if start.elapsed() > PATIENCE {
@@ -386,7 +386,7 @@ impl<M: Mmu> IntervalNotifier<'_, M> {
     pub fn read_retry(&self, sequence: Sequence) -> bool {
         let interval = &self.interval;
         interval.sequence.load(SeqCst) != sequence.0
-            || interval.active.load(SeqCst) > 0
+            || interval.is_active()
             || interval.is_removed()
             || interval.failed.load(Acquire)
     }

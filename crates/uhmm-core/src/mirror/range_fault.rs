@@ -151,9 +151,7 @@ impl<M: Mmu> Space<M> {
                         self.bring_for(page, need, &other, scratch)?;
                         if start.elapsed() > patience(request.pages.len) {
                             return Err(match self.state(page) {
-                                State::None | State::Private(_) if self.pool.available() == 0 => {
-                                    MirrorError::NoRam(page)
-                                }
+                                state if self.lacks_ram(state) => MirrorError::NoRam(page),
                                 _ => NotifierError::Busy.into(),
                             });
                         }

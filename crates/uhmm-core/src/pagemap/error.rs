@@ -1,6 +1,6 @@
 //! Why device memory could not be had.
 
-use crate::gate::Refused;
+use crate::gate::{Refused, takes_refusals};
 use std::fmt;
 
 /// Why a device has no page to give.
@@ -41,14 +41,7 @@ impl fmt::Display for AllocError {
 
 impl std::error::Error for AllocError {}
 
-impl From<Refused> for AllocError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(AllocError);
 
 /// Why a chunk of device memory was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,11 +78,4 @@ impl fmt::Display for AddChunkError {
 
 impl std::error::Error for AddChunkError {}
 
-impl From<Refused> for AddChunkError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Forking => Self::Forking,
-            Refused::InNotifier => Self::InNotifier,
-        }
-    }
-}
+takes_refusals!(AddChunkError);
