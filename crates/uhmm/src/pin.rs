@@ -192,8 +192,7 @@ impl Space {
         };
         let accessible = || {
             let pages = self.pages(start, bytes, true)?;
-            let permissions = self.permissions(pages)?;
-            if flags.write && permissions.iter().any(|(_, allowed)| !allowed.write) {
+            if flags.write && !self.is_writable(pages)? {
                 return Err(PinError::NotWritable);
             }
             Ok(pages)

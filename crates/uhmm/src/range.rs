@@ -134,6 +134,12 @@ impl Space {
         Ok(PageRange::new(PageNo::containing(address), len / PAGE_SIZE))
     }
 
+    /// Whether the program may write to all parts of `pages` that are mapped in this space.
+    pub(crate) fn is_writable(&self, pages: PageRange) -> Result<bool, RangeError> {
+        let permissions = self.permissions(pages)?;
+        Ok(permissions.iter().all(|(_, allowed)| allowed.write))
+    }
+
     /// What the program may do with the parts of `pages` that are mapped in this space.
     pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
         if !self.core().mmu().space_range().covers(pages) {

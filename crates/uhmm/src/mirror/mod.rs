@@ -271,13 +271,13 @@ impl<T: DeviceTable> Mirror<'_, T> {
         if !whole.contains(&page) {
             return Err(mirror::MirrorError::NotMirrored.into());
         }
-        let start = (page - page % HUGE).max(whole.start);
-        let end = (page - page % HUGE).saturating_add(HUGE).min(whole.end);
-        let pages = self.space.page_range(start, end - start)?;
         let mut around = page..page + PAGE_SIZE;
         let Some(DeviceId(device)) = self.device else {
             return Ok(around);
         };
+        let start = (page - page % HUGE).max(whole.start);
+        let end = (page - page % HUGE).saturating_add(HUGE).min(whole.end);
+        let pages = self.space.page_range(start, end - start)?;
         let runs = self.space.core().inside().map_err(RangeError::from)?;
         let runs = runs.hints(pages).map_err(RangeError::from)?;
         let mut at = start;
@@ -326,8 +326,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
         install: impl FnOnce(&mut Table<'_, T>, &[bool]) -> R,
     ) -> Result<R, MirrorError> {
         let pages = self.space.pages(address, len, true)?;
-        let permissions = self.space.permissions(pages)?;
-        if permissions.iter().any(|(_, allowed)| !allowed.write) {
+        if !self.space.is_writable(pages)? {
             return Err(MirrorError::NotWritable);
         }
         self.check_stack()?;
