@@ -1,8 +1,6 @@
 //! The examples are what they say: an outsider's device is complete in under 100 lines, obeys the
 //! rules of devices, and keeps the fault path free of the heap (R18).
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,41 +8,13 @@ use uhmm::device::{CopyOutError, Device, DevicePage, PageData};
 
 #[path = "../examples/custom_device.rs"]
 mod custom_device;
+#[path = "common/heap.rs"]
+mod heap;
 
 use custom_device::FileDevice;
+use heap::heap_calls;
 
 const TEXT: &str = include_str!("../examples/custom_device.rs");
-
-thread_local! {
-    static CALLS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Counts what each thread asks of the heap.
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.set(CALLS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        CALLS.set(CALLS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-fn heap_calls(run: impl FnOnce()) -> usize {
-    let before = CALLS.get();
-    run();
-    CALLS.get() - before
-}
 
 #[test]
 fn a_device_takes_under_100_lines() {

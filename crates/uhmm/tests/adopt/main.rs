@@ -14,6 +14,8 @@ mod file;
 mod forks;
 mod home;
 mod kernel;
+#[path = "../common/alone.rs"]
+mod one_at_a_time;
 mod own;
 #[path = "../devices/pin.rs"]
 mod pin;
@@ -21,9 +23,9 @@ mod release;
 mod threads;
 
 use device::{Mood, TestDevice};
+use one_at_a_time::alone;
 use own::Own;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::{Device, DeviceInfo, PageData};
@@ -44,29 +46,6 @@ const FIRST: DeviceId = DeviceId(0);
 const SOON: Duration = Duration::from_secs(10);
 /// For calls that are expected to end with their patience.
 const SHORT: Duration = Duration::from_millis(50);
-
-/// One test at a time, since a fork takes the whole process along; and each within a minute.
-struct Alone {
-    _over: Sender<()>,
-    _lock: MutexGuard<'static, ()>,
-}
-
-fn alone() -> Alone {
-    static LOCK: Mutex<()> = Mutex::new(());
-    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = thread::current().name().unwrap_or("a test").to_owned();
-    let (over, watched) = channel();
-    thread::spawn(move || {
-        if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name} hangs: it is given up after a minute");
-            std::process::abort();
-        }
-    });
-    Alone {
-        _over: over,
-        _lock: lock,
-    }
-}
 
 /// A device of `DEVICE` pages with memory of this type.
 fn device(memory: MemoryType) -> (Box<dyn Device>, Arc<Mood>) {

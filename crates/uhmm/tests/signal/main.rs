@@ -11,6 +11,8 @@ mod file;
 mod flight;
 mod forks;
 mod heap;
+#[path = "../common/heap.rs"]
+mod heap_calls;
 mod refused;
 mod spaces;
 mod stacks;

@@ -7,11 +7,14 @@
 pub mod child;
 #[path = "../devices/device.rs"]
 pub mod device;
+#[path = "../common/alone.rs"]
+mod one_at_a_time;
+
+pub use one_at_a_time::alone;
 
 use device::{Mood, TestDevice};
 use std::ops::Range;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use uhmm::device::{Device, DeviceInfo, MemoryType, PAGE_SIZE, PageData};
@@ -36,29 +39,6 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// For calls that are expected to end with their patience.
 pub const SHORT: Duration = Duration::from_millis(50);
 pub const ALL: Protection = Protection::READ.union(Protection::WRITE);
-
-/// One test at a time, since a fork takes the whole process along; and each within a minute.
-pub struct Alone {
-    _over: Sender<()>,
-    _lock: MutexGuard<'static, ()>,
-}
-
-pub fn alone() -> Alone {
-    static LOCK: Mutex<()> = Mutex::new(());
-    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = thread::current().name().unwrap_or("a test").to_owned();
-    let (over, watched) = channel();
-    thread::spawn(move || {
-        if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name} hangs: it is given up after a minute");
-            std::process::abort();
-        }
-    });
-    Alone {
-        _over: over,
-        _lock: lock,
-    }
-}
 
 /// A space with a device of each of these types, in this order.
 pub fn space_with(memory: &[MemoryType]) -> Space {
