@@ -174,7 +174,7 @@ impl<M: Mmu> Step<'_, M> {
                 Err(CopyOutError::Retry) => None,
                 Err(CopyOutError::Lost) => {
                     space.mmu.poison(page);
-                    let address = space.mmu.address(page);
+                    let address = page.address();
                     space.events.tell(Event::PagePoisoned { address });
                     space.stats().poisoned_pages.add(1);
                     Some(State::Poisoned)

@@ -252,17 +252,22 @@ pub(crate) struct EntryTable<T> {
     chunks: T,
     /// The same for each chunk of chunks.
     giants: T,
+    /// For each chunk of giants: not 0 if any of them was ever used. A space may have an entry for each
+    /// page of a process, nearly all of which are never used.
+    tops: T,
 }
 
 impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
     /// A table for `range`, in zeroed memory that `table` makes; `None` when it cannot.
     pub(crate) fn new(range: PageRange, table: impl Fn(usize) -> Option<T>) -> Option<Self> {
         let chunks = range.len.div_ceil(CHUNK);
+        let giants = chunks.div_ceil(CHUNK);
         Some(Self {
             range,
             words: table(range.len)?,
             chunks: table(chunks)?,
-            giants: table(chunks.div_ceil(CHUNK))?,
+            giants: table(giants)?,
+            tops: table(giants.div_ceil(CHUNK))?,
         })
     }
 
@@ -292,8 +297,13 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         let change = now.wrapping_sub(was);
         if change != 0 {
             let chunk = self.index(page) / CHUNK;
+            let giant = chunk / CHUNK;
+            let top = &self.tops[giant / CHUNK];
+            if top.load(Relaxed) == 0 {
+                top.store(1, Release);
+            }
             self.chunks[chunk].fetch_add(change, AcqRel);
-            self.giants[chunk / CHUNK].fetch_add(change, AcqRel);
+            self.giants[giant].fetch_add(change, AcqRel);
         }
     }
 
@@ -417,7 +427,11 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         let mut index = self.index(from);
         while index < end {
             let chunk = index / CHUNK;
-            if chunk.is_multiple_of(CHUNK) && self.giants[chunk / CHUNK].load(Acquire) & half == 0 {
+            let giant = chunk / CHUNK;
+            let begins = |size| chunk.is_multiple_of(size);
+            if begins(CHUNK * CHUNK) && self.tops[giant / CHUNK].load(Acquire) == 0 {
+                index = (chunk + CHUNK * CHUNK) * CHUNK;
+            } else if begins(CHUNK) && self.giants[giant].load(Acquire) & half == 0 {
                 index = (chunk + CHUNK) * CHUNK;
             } else if self.chunks[chunk].load(Acquire) & half == 0 {
                 index = (chunk + 1) * CHUNK;
@@ -458,9 +472,10 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
 
     /// Mapped pages in the whole space, as the counts have it.
     pub(crate) fn mapped(&self) -> usize {
-        self.giants
-            .iter()
-            .map(|giant| (giant.load(Acquire) >> 32) as usize)
+        let used = |at: &usize| self.tops[at / CHUNK].load(Acquire) != 0;
+        let giants = (0..self.giants.len()).filter(used);
+        giants
+            .map(|at| (self.giants[at].load(Acquire) >> 32) as usize)
             .sum()
     }
 }
@@ -572,5 +587,30 @@ mod tests {
         table.for_each_used(range, |_, word| seen.push(word.state()));
         assert_eq!(seen, [State::Migrating]);
         assert_eq!(table.mapped(), 0);
+    }
+
+    #[test]
+    fn walks_pass_by_what_was_never_used() {
+        const TOP: usize = CHUNK * CHUNK * CHUNK;
+        let make = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+        // Walks by chunks look at no entry.
+        let table = EntryTable {
+            range: PageRange::new(PageNo(0), 3 * TOP),
+            words: make(0),
+            chunks: make(3 * TOP / CHUNK),
+            giants: make(3 * CHUNK),
+            tops: make(3),
+        };
+        let (from, end) = (table.range.start, table.range.end());
+        assert_eq!(table.next_used(from, end), None);
+        let page = PageNo(2 * TOP as u64 + 5 * CHUNK as u64);
+        table.count(page, 0, weight(Word::of(State::system(false)).0));
+        for from in [0, 1, TOP - 1, TOP, 2 * TOP - 1, 2 * TOP] {
+            let from = PageNo(from as u64);
+            assert_eq!(table.next_mapped(from, end), Some(page));
+            assert_eq!(table.next_mapped(from, page), None);
+        }
+        assert_eq!(table.next_used(page.plus(CHUNK), end), None);
+        assert_eq!(table.mapped(), 1);
     }
 }

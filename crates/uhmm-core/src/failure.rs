@@ -79,7 +79,7 @@ impl<M: Mmu> Space<M> {
     /// [`FailureError`]; nothing has changed.
     pub fn memory_failure(&self, page: PageNo) -> Result<Failure, FailureError> {
         let outcome = self.fail_page(page)?;
-        let address = self.mmu.address(page);
+        let address = page.address();
         self.events
             .tell(events::Event::MemoryFailure { address, outcome });
         Ok(outcome)
@@ -250,7 +250,7 @@ impl<M: Mmu> Space<M> {
         self.mmu.poison(page);
         claimed.settle(State::Poisoned);
         self.stats().poisoned_pages.add(1);
-        let address = self.mmu.address(page);
+        let address = page.address();
         self.events.tell(events::Event::PagePoisoned { address });
     }
 }

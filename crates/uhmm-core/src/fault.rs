@@ -496,7 +496,7 @@ impl<M: Mmu> Space<M> {
         run.settle(1, |_| State::Poisoned);
         drop(run);
         self.stats().poisoned_pages.add(1);
-        let address = self.mmu.address(page);
+        let address = page.address();
         self.events.tell(events::Event::PagePoisoned { address });
         self.served(page)
     }

@@ -120,14 +120,14 @@ pub trait Mmu: Send + Sync {
     /// not tracked.
     fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]);
 
+    /// Whether a page that is claimed, and that no entry knows of, is the space's: for as long as it is
+    /// claimed. All that are in the space are, unless the MMU also has pages that come and go.
+    fn manages(&self, _page: PageNo) -> bool {
+        true
+    }
+
     /// Whether the program may write to the present `page`.
     fn is_writable(&self, page: PageNo) -> bool;
-
-    /// Where the program has a page: for what devices and people are told of it. Pages side by side need
-    /// not lie so.
-    fn address(&self, page: PageNo) -> usize {
-        page.address()
-    }
 
     /// Makes threads that wait for a fault in `pages` touch them again.
     fn wake(&self, pages: PageRange);

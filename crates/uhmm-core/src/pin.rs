@@ -152,25 +152,6 @@ impl fmt::Display for PinError {
 
 impl std::error::Error for PinError {}
 
-impl PinError {
-    /// The same about the page that `place` makes of the one it names: for who calls pages by other
-    /// numbers.
-    #[must_use]
-    pub fn placed(self, place: impl Fn(PageNo) -> PageNo) -> Self {
-        match self {
-            Self::Poisoned(page) => Self::Poisoned(place(page)),
-            Self::NeverLongterm(page) => Self::NeverLongterm(place(page)),
-            Self::PeersOnly(page) => Self::PeersOnly(place(page)),
-            Self::MigrateFirst(page) => Self::MigrateFirst(place(page)),
-            Self::WouldFault(page) => Self::WouldFault(place(page)),
-            Self::Busy(page) => Self::Busy(place(page)),
-            Self::NoRam(page) => Self::NoRam(place(page)),
-            Self::TooMany(page) => Self::TooMany(place(page)),
-            error => error,
-        }
-    }
-}
-
 takes_refusals!(PinError);
 
 /// What a guard has taken.

@@ -1,4 +1,5 @@
-//! Regions: which parts of the space are handed out, with what attributes, and what is free.
+//! Regions: which parts of the space are handed out, with what attributes, and what is free; and, beside
+//! that, memory that lies elsewhere and is adopted.
 //!
 //! Plain bookkeeping, for application threads only: the fault path never looks here, since entries
 //! say all that it needs. Neighbouring regions with the same attributes are one.
@@ -81,7 +82,7 @@ impl Regions {
 
     /// Gives `pages` back; parts of it that are free already stay so.
     pub fn give(&mut self, pages: PageRange) {
-        for piece in self.remove(pages) {
+        for (piece, _) in self.remove(pages) {
             let (mut start, mut len) = (piece.start.0, piece.len);
             if let Some((&before, &before_len)) = self.free.range(..start).next_back()
                 && before + before_len as u64 == start
@@ -96,6 +97,19 @@ impl Regions {
             }
             self.add_free(start, len);
         }
+    }
+
+    /// Notes that `pages`, which are not shared out here, are adopted.
+    pub fn adopt(&mut self, pages: PageRange, attributes: Attributes) {
+        debug_assert!(!pages.overlaps(self.range), "{pages:?} are ours");
+        debug_assert!(self.pieces(pages).next().is_none(), "{pages:?} are adopted");
+        self.insert(pages, attributes);
+    }
+
+    /// Forgets `pages`, which were adopted; returns what they were.
+    pub fn release(&mut self, pages: PageRange) -> Vec<(PageRange, Attributes)> {
+        debug_assert!(!pages.overlaps(self.range), "{pages:?} are ours");
+        self.remove(pages)
     }
 
     /// Changes the attributes of `pages`, all of which must be in regions (see [`Regions::covers`]).
@@ -160,7 +174,7 @@ impl Regions {
     }
 
     /// Takes `pages` out of the regions; returns what was in one.
-    fn remove(&mut self, pages: PageRange) -> Vec<PageRange> {
+    fn remove(&mut self, pages: PageRange) -> Vec<(PageRange, Attributes)> {
         let touched: Vec<_> = self.pieces(pages).collect();
         for (piece, attributes) in &touched {
             let (&start, &(len, _)) = self
@@ -179,7 +193,7 @@ impl Regions {
                     .insert(piece.end().0, ((end - piece.end().0) as usize, *attributes));
             }
         }
-        touched.into_iter().map(|(piece, _)| piece).collect()
+        touched
     }
 
     fn cut_free(&mut self, start: u64, pages: PageRange) {
@@ -259,5 +273,33 @@ mod tests {
         regions.give(pages(15, 5));
         assert!(!regions.covers(pages(10, 10)));
         assert_eq!(regions.pieces(pages(12, 10)).count(), 2);
+    }
+
+    #[test]
+    fn what_is_adopted_is_found_and_never_shared_out() {
+        let mut regions = Regions::new(pages(100, 10));
+        regions.adopt(pages(90, 10), PLAIN);
+        regions.adopt(pages(110, 10), PLAIN);
+        regions.adopt(pages(500, 50), READ);
+        assert!(regions.covers(pages(90, 10)) && !regions.covers(pages(90, 30)));
+        assert_eq!(regions.take(11, 1, PLAIN), None);
+        // Between neighbours that are like it.
+        assert_eq!(regions.take(10, 1, PLAIN), Some(pages(100, 10)));
+        assert!(regions.covers(pages(90, 30)));
+        regions.change(pages(510, 5), |a| *a = PLAIN);
+        let was = regions.release(pages(505, 20));
+        assert_eq!(
+            was,
+            [
+                (pages(505, 5), READ),
+                (pages(510, 5), PLAIN),
+                (pages(515, 10), READ)
+            ]
+        );
+        assert!(!regions.covers(pages(504, 2)));
+        assert_eq!(regions.release(pages(90, 10)), [(pages(90, 10), PLAIN)]);
+        regions.give(pages(100, 10));
+        assert_eq!(regions.take(11, 1, PLAIN), None);
+        assert!(regions.covers(pages(110, 10)));
     }
 }

@@ -109,6 +109,13 @@ impl<M: Mmu> Space<M> {
         Ok(space)
     }
 
+    /// About how many words the tables have of a space over `pages` pages: to see whether the address space
+    /// has room for them.
+    pub const fn table_words(pages: usize) -> usize {
+        // An entry each, hints of 16 bits each, and counts for each 512 of them.
+        pages + pages / 4 + pages / 128
+    }
+
     /// Adds a device while the space is in use; returns its number. Devices are filled in the order
     /// in which they were added, and the number of one that was removed is not used again.
     ///

@@ -144,26 +144,6 @@ impl fmt::Display for ViewError {
 
 impl std::error::Error for ViewError {}
 
-impl ViewError {
-    /// The same about the page that `place` makes of the one it names: for who calls pages by other
-    /// numbers.
-    #[must_use]
-    pub fn placed(self, place: impl Fn(PageNo) -> PageNo) -> Self {
-        match self {
-            Self::NotResident {
-                missing,
-                first,
-                why,
-            } => Self::NotResident {
-                missing,
-                first: place(first),
-                why,
-            },
-            error => error,
-        }
-    }
-}
-
 /// A range that is resident on a device, and stays until this is dropped. See the module's head.
 pub struct View<'a, M: Mmu> {
     space: &'a Space<M>,
@@ -187,7 +167,7 @@ impl<M: Mmu> View<'_, M> {
 
     /// The address of the first byte.
     pub fn address(&self) -> usize {
-        self.space.mmu.address(self.pages.start)
+        self.pages.start.address()
     }
 
     /// The device.
@@ -229,7 +209,7 @@ impl<M: Mmu> View<'_, M> {
             return Ok(self
                 .pages
                 .iter()
-                .map(|page| self.space.mmu.address(page) as u64)
+                .map(|page| page.address() as u64)
                 .collect());
         }
         let address = |page| memory.driver().address(page).ok_or(ViewError::NoAddresses);

@@ -4,16 +4,17 @@
 //! may be read and written. All else is refused before anything is done. The facts are the kernel's
 //! ([`vmas`]), and hold for as long as the program keeps its promise not to change the mappings.
 //!
-//! The order matters. A range gets its window first, so that a fault can be told whose it is, and is
-//! registered then. At the end pages are let go a few at a time, by who has them claimed: unregistered,
-//! *then* woken, *then* taken off the window. A thread that the kernel puts to sleep just before a range
-//! is unregistered sleeps on a fault that nobody may be told of any more: the wake comes after that.
+//! The order matters. A range is [`adopted`](crate::adopted) first, so that a fault can be told whose it
+//! is, and is registered then. At the end pages are let go a few at a time, by who has them claimed:
+//! unregistered, *then* woken, *then* taken out of what is adopted. A thread that the kernel puts to sleep
+//! just before a range is unregistered sleeps on a fault that nobody may be told of any more: the wake
+//! comes after that.
 
 use crate::abi::numa;
-use crate::mmu::LinuxMmu;
+use crate::adopted::{Coming, MAX_RANGES, NotAdded};
+use crate::mmu::{LinuxMmu, bytes};
 use crate::proc_files::ProcError;
 use crate::vmas::{self, Vma};
-use crate::windows::{MAX_WINDOWS, NoWindow};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice};
 use std::fmt;
@@ -49,7 +50,7 @@ pub enum Unfit {
     Served,
     /// As many ranges are adopted as can be at a time.
     TooMany,
-    /// It is larger than what is left of the space's numbers for pages.
+    /// The space has tables for its own memory alone: its address space was limited.
     TooLarge,
     /// The kernel does not say what is mapped.
     Proc(ProcError),
@@ -89,7 +90,7 @@ impl fmt::Display for Unfit {
             Self::TooMany => {
                 return write!(
                     f,
-                    "{MAX_WINDOWS} ranges are adopted, which is the most: release one first"
+                    "{MAX_RANGES} ranges are adopted, which is the most: release one first"
                 );
             }
             Self::TooLarge => {
@@ -106,12 +107,11 @@ impl fmt::Display for Unfit {
 
 impl std::error::Error for Unfit {}
 
-impl From<NoWindow> for Unfit {
-    fn from(error: NoWindow) -> Self {
+impl From<NotAdded> for Unfit {
+    fn from(error: NotAdded) -> Self {
         match error {
-            NoWindow::Overlaps => Self::Adopted,
-            NoWindow::TooMany => Self::TooMany,
-            NoWindow::TooLarge => Self::TooLarge,
+            NotAdded::Overlaps => Self::Adopted,
+            NotAdded::TooMany => Self::TooMany,
         }
     }
 }
@@ -152,11 +152,7 @@ impl LinuxMmu {
         if self.is_own(range) {
             return Err(Unfit::Ours);
         }
-        if self
-            .windows
-            .iter()
-            .any(|w| w.overlaps(range.start, range.end))
-        {
+        if self.is_adopted(range) {
             return Err(Unfit::Adopted);
         }
         let vmas = vmas::in_range(range).map_err(Unfit::Proc)?;
@@ -179,20 +175,20 @@ impl LinuxMmu {
         })
     }
 
-    /// Gives memory that fits a window, of numbers that `is_free` agrees to.
+    /// Takes memory that fits for adopted. From inside the gate. No page of it is taken for untouched until
+    /// the result is dropped, which is when the core knows of those that are present.
     ///
     /// # Errors
-    /// [`Unfit::Adopted`], [`Unfit::TooMany`], [`Unfit::TooLarge`].
-    pub fn number(
-        &self,
-        range: Range<usize>,
-        is_free: impl Fn(PageRange) -> bool,
-    ) -> Result<PageRange, Unfit> {
-        let pages = range.len() / PAGE_SIZE;
-        Ok(self.windows.add(range.start, pages, is_free)?)
+    /// [`Unfit::Adopted`], [`Unfit::TooMany`], [`Unfit::TooLarge`], with nothing done.
+    pub fn take_in(&self, range: &Range<usize>) -> Result<Coming<'_>, Unfit> {
+        let pages = pages(range);
+        if !self.range().covers(pages) {
+            return Err(Unfit::TooLarge);
+        }
+        Ok(self.adopted.add(pages)?)
     }
 
-    /// Registers the memory of a window: from now on a touch of a missing page is a fault of the space's.
+    /// Registers memory that was taken in: from now on a touch of a missing page is a fault of the space's.
     ///
     /// # Errors
     /// [`Unfit::Served`], [`Unfit::Register`]. A part of it may be registered then, and is to be let go
@@ -206,9 +202,9 @@ impl LinuxMmu {
         Ok(())
     }
 
-    /// Lets the pages of the window that begins with `first` be named in requests, or no more.
-    pub fn open_window(&self, first: PageNo, open: bool) {
-        self.windows.open(first, open);
+    /// Whether any byte of `range` is adopted.
+    pub fn is_adopted(&self, range: &Range<usize>) -> bool {
+        self.adopted.overlap(pages(range))
     }
 
     /// How many of the pages of `range` are in RAM or in the kernel's swap.
@@ -218,22 +214,21 @@ impl LinuxMmu {
         bytes / PAGE_SIZE
     }
 
-    /// Lets go of the first pages of a window, which the caller has claimed, and which are as they are to
-    /// stay: they are the program's. `false`: the kernel has no memory to do it now, and nothing has
-    /// changed.
+    /// Lets go of adopted pages, which the caller has claimed, and which are as they are to stay: they are
+    /// the program's. `false`: the kernel has no memory to do it now, or there are too many ranges to make
+    /// two of one, and nothing has changed. From inside the gate.
     pub fn let_go(&self, pages: PageRange) -> bool {
-        let (address, len) = self.windows.place(pages);
-        debug_assert_eq!(len, pages.len, "pages of one window");
-        if let Some(start) = address {
-            let range = start..start + pages.bytes();
-            match self.uffd.unregister(range.clone()) {
-                // Unmapped behind our back: there is nothing to let go of.
-                Ok(()) | Err(Errno::INVAL) => {}
-                Err(_) => return false,
-            }
-            let _ = self.uffd.wake(range);
-            self.windows.shrink(pages);
+        if !self.adopted.cut_after(pages) {
+            return false;
         }
+        let range = bytes(pages);
+        match self.uffd.unregister(range.clone()) {
+            // Unmapped behind our back: there is nothing to let go of.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(_) => return false,
+        }
+        let _ = self.uffd.wake(range);
+        self.adopted.remove(pages);
         true
     }
 
@@ -241,13 +236,13 @@ impl LinuxMmu {
     ///
     /// # Errors
     /// What `UFFDIO_REGISTER` returns.
-    pub fn register_windows(&self) -> Result<Vec<PageRange>, Errno> {
-        let windows = self.windows.iter();
-        let register = |window: crate::windows::Window| {
-            self.uffd.register(window.address..window.end(), true)?;
-            Ok(window.pages)
+    pub fn register_adopted(&self) -> Result<Vec<PageRange>, Errno> {
+        self.adopted.forget_coming();
+        let register = |pages| {
+            self.uffd.register(bytes(pages), true)?;
+            Ok(pages)
         };
-        windows.map(register).collect()
+        self.adopted.all().into_iter().map(register).collect()
     }
 
     /// Keeps the kernel's own ways with pages away from memory where frames of devices may be mapped
@@ -278,6 +273,13 @@ impl LinuxMmu {
             let _ = numa::take_back(range);
         }
     }
+}
+
+fn pages(range: &Range<usize>) -> PageRange {
+    PageRange::new(
+        PageNo::containing(range.start),
+        range.len().div_ceil(PAGE_SIZE),
+    )
 }
 
 fn advise(range: &Range<usize>, advice: Advice) {

@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod adopt;
+pub mod adopted;
 pub mod arena;
 pub mod child;
 pub mod end;
@@ -24,4 +25,3 @@ pub mod sigbus;
 pub mod signals;
 pub mod stack;
 pub mod vmas;
-pub mod windows;

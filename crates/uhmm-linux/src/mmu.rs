@@ -7,22 +7,22 @@
 //! because a move's destination must be. Each is registered once and whole, so the number of regions
 //! a program makes costs no registrations (docs/faults.md).
 //!
-//! The upper quarter of the space has numbers only: they are for the pages of memory that is adopted,
-//! which lies where the program has it ([`windows`](crate::windows)). A call over pages that lie in two
-//! places does those in the first, and stops there.
+//! A page's number is its address divided by 4096, in the space and in the memory of the program's own
+//! that is adopted ([`adopted`](crate::adopted)). Nothing is done to any other page: a call over pages
+//! not all of which are managed does the first of them, and stops.
 //!
 //! Moving a page needs both mappings to be writable and each range to lie within one kernel
 //! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
 use crate::abi::uffd::{OpenError, Uffd};
 use crate::abi::{futex, numa};
+use crate::adopted::AdoptedRanges;
 use crate::arena::Arena;
 use crate::engine::Kind;
 use crate::mapping::{Mapping, Table};
 use crate::moves::RACES;
 use crate::proc_files::{ProcError, ProcFiles};
 use crate::shared_stats::Slot;
-use crate::windows::{Window, Windows};
 use linux_raw_sys::general::{
     UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS,
 };
@@ -35,7 +35,10 @@ use std::slice;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
-use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PAGE_SIZE, PageData, PageNo, PageRange};
+use uhmm_core::Space;
+use uhmm_core::addr::{
+    DeviceAddr, FrameNo, Home, PAGE_SHIFT, PAGE_SIZE, PageData, PageNo, PageRange,
+};
 use uhmm_core::frames::{BLOCK, Frame, slots_for};
 use uhmm_core::mmu::{Mmu, Progress, Stop, Tracking};
 use uhmm_core::stats::{MAX_DEVICES, Stats};
@@ -102,6 +105,10 @@ impl std::error::Error for SetupError {}
 /// Sizes of space that are tried, in bytes: the address space may be limited.
 const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
 
+/// All pages that a program can map.
+const EVERYWHERE: PageRange = PageRange::new(PageNo(0), 1 << (ADDRESS_BITS - PAGE_SHIFT));
+const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };
+
 /// See the module's head.
 pub struct LinuxMmu {
     pub(crate) uffd: Uffd,
@@ -110,7 +117,8 @@ pub struct LinuxMmu {
     space: Mapping,
     pool: Mapping,
     arenas: [OnceLock<Arena>; MAX_DEVICES],
-    pub(crate) windows: Windows,
+    range: PageRange,
+    pub(crate) adopted: AdoptedRanges,
     stats: Slot,
     exhausted: fn(),
     built: Instant,
@@ -147,14 +155,17 @@ impl LinuxMmu {
             mapping.leave_out_of_dumps();
             mapping.refuse_huge_pages(0, mapping.len());
         }
-        let all = space.len() / PAGE_SIZE;
-        let numbers = all / 4;
-        let first_number = PageNo::containing(space.address()).plus(all - numbers);
+        let reserved = pages_of(&space);
         let mmu = Self {
             uffd,
             engine,
             files,
-            windows: Windows::new(PageRange::new(first_number, numbers)),
+            range: if has_tables_for_all() {
+                EVERYWHERE
+            } else {
+                reserved
+            },
+            adopted: AdoptedRanges::default(),
             space,
             pool,
             arenas: [const { OnceLock::new() }; MAX_DEVICES],
@@ -167,65 +178,71 @@ impl LinuxMmu {
         Ok(mmu)
     }
 
-    /// All pages that have a number: those of the space, and those that are numbered for adopted memory.
+    /// The pages that the core is to have an entry for: all that the process can have, or, where the
+    /// address space is limited, those of the space.
     pub fn range(&self) -> PageRange {
-        let start = PageNo::containing(self.space.address());
-        PageRange::new(start, self.space.len() / PAGE_SIZE)
+        self.range
     }
 
-    /// The pages of the space, whose numbers are their addresses divided by 4096.
+    /// The pages of the space.
     pub fn space_range(&self) -> PageRange {
-        let all = self.range();
-        PageRange::new(all.start, all.len - self.windows.area().len)
+        pages_of(&self.space)
     }
 
-    /// The number of the page at `address`, in the space or in adopted memory. May be called anywhere, in
-    /// a signal handler too. A page of adopted memory may be let go at any moment; then its number is
-    /// nobody's, and what is done with it comes to nothing.
+    /// The page at `address`, if it is managed: in the space, or adopted. May be called anywhere, in a
+    /// signal handler too. A page of adopted memory may be let go at any moment; what is done with it then
+    /// comes to nothing.
     pub fn page_at(&self, address: usize) -> Option<PageNo> {
         let page = PageNo::containing(address);
-        if self.space_range().contains(page) {
-            return Some(page);
+        self.around(page).map(|_| page)
+    }
+
+    /// The managed pages that `page` is among.
+    fn around(&self, page: PageNo) -> Option<PageRange> {
+        let space = self.space_range();
+        if space.contains(page) {
+            return Some(space);
         }
-        self.windows.page_at(address)
+        self.adopted.find(page)
     }
 
-    /// Where a page lies. `None`: nowhere, because the memory has been let go.
-    pub fn address_of(&self, page: PageNo) -> Option<usize> {
-        self.windows.place(PageRange::new(page, 1)).0
+    /// The first of `pages`, as many as are managed.
+    fn managed(&self, pages: PageRange) -> PageRange {
+        let mut end = pages.start;
+        while end < pages.end()
+            && let Some(around) = self.around(end)
+        {
+            end = around.end().min(pages.end());
+        }
+        PageRange::new(pages.start, (end.0 - pages.start.0) as usize)
     }
 
-    /// What is adopted, in no order.
-    pub fn adopted(&self) -> impl Iterator<Item = Window> {
-        self.windows.iter()
-    }
-
-    /// The addresses of the first of `pages`: as many as lie side by side. `None`: that page is nowhere,
-    /// because the memory has been let go.
-    fn place(&self, pages: PageRange) -> Option<Range<usize>> {
-        let (address, len) = self.windows.place(pages);
-        address.map(|address| address..address + len * PAGE_SIZE)
-    }
-
-    /// Calls `each` for the parts of `pages` that lie side by side, with their addresses.
-    fn places(&self, pages: PageRange, mut each: impl FnMut(PageNo, Range<usize>)) {
+    /// Calls `each` for the parts of `pages` that are managed, with their addresses.
+    fn each_managed(&self, pages: PageRange, mut each: impl FnMut(Range<usize>)) {
         let mut rest = pages;
         while rest.len > 0 {
-            let (address, len) = self.windows.place(rest);
-            if let Some(address) = address {
-                each(rest.start, address..address + len * PAGE_SIZE);
+            let managed = self.managed(rest);
+            if managed.len > 0 {
+                each(bytes(managed));
             }
-            rest = PageRange::new(rest.start.plus(len), rest.len - len);
+            let done = managed.len.max(1);
+            rest = PageRange::new(rest.start.plus(done), rest.len - done);
         }
     }
 
-    /// Does `call` for the first of `pages`, as many as lie side by side, and is stopped by the next.
+    /// Where `page` is, if it is managed.
+    fn place(&self, page: PageNo) -> Option<Range<usize>> {
+        let managed = self.managed(PageRange::new(page, 1));
+        (managed.len > 0).then(|| bytes(managed))
+    }
+
+    /// Does `call` for the first of `pages`, as many as are managed, and is stopped by the next.
     fn in_place(&self, pages: PageRange, call: impl FnOnce(usize, usize) -> Progress) -> Progress {
-        let Some(place) = self.place(pages) else {
+        let most = self.managed(pages).len;
+        if most == 0 {
             return Progress::stopped(0, Stop::Unmapped);
-        };
-        let most = place.len() / PAGE_SIZE;
-        match call(place.start, most) {
+        }
+        match call(pages.start.address(), most) {
             Progress { stop: None, .. } if most < pages.len => {
                 Progress::stopped(most, Stop::Unmapped)
             }
@@ -324,7 +341,7 @@ impl LinuxMmu {
 
     /// Makes `page` present and private to this process, as a write of the program would.
     fn populate(&self, page: PageNo) -> io::Result<()> {
-        let place = self.place(PageRange::new(page, 1)).ok_or(Errno::NOMEM)?;
+        let place = self.place(page).ok_or(Errno::NOMEM)?;
         // SAFETY: of what is present nothing changes; what is missing a fault brings in.
         unsafe { mm::madvise(place.start as *mut _, PAGE_SIZE, Advice::LinuxPopulateWrite) }
     }
@@ -337,7 +354,7 @@ impl LinuxMmu {
     pub fn collapse(&self, pages: PageRange) -> io::Result<()> {
         // Off in the space, and in adopted memory where there are arenas; else it is the program's affair.
         let off = self.space_range().contains(pages.start) || self.arenas().next().is_some();
-        let place = self.place(pages).ok_or(Errno::AGAIN)?;
+        let place = bytes(self.managed(pages));
         let (start, len) = (place.start as *mut _, place.len());
         // SAFETY: within the space, or adopted; none of these changes a byte of it. (The second call goes past the
         // C library, whose `madvise` a preload library may have taken over.)
@@ -359,7 +376,7 @@ impl LinuxMmu {
     /// # Errors
     /// As [`numa::move_pages`].
     pub fn move_to_node(&self, pages: PageRange, node: u32) -> io::Result<usize> {
-        let place = self.place(pages).ok_or(Errno::AGAIN)?;
+        let place = bytes(self.managed(pages));
         let addresses: Vec<_> = place.step_by(PAGE_SIZE).map(|at| at as *mut _).collect();
         numa::move_pages(&addresses, node)
     }
@@ -413,7 +430,20 @@ fn leave_frames_where_they_are(range: Range<usize>) {
     let _ = numa::prefer_local(range);
 }
 
-fn bytes(pages: PageRange) -> Range<usize> {
+fn pages_of(mapping: &Mapping) -> PageRange {
+    PageRange::new(
+        PageNo::containing(mapping.address()),
+        mapping.len() / PAGE_SIZE,
+    )
+}
+
+/// Whether there is address space for tables over all pages that the program can have, and for as much
+/// again.
+fn has_tables_for_all() -> bool {
+    Table::new(2 * Space::<LinuxMmu>::table_words(EVERYWHERE.len)).is_some()
+}
+
+pub(crate) fn bytes(pages: PageRange) -> Range<usize> {
     pages.start.address()..pages.end().address()
 }
 
@@ -445,8 +475,8 @@ impl Mmu for LinuxMmu {
             leave_frames_where_they_are(bytes(self.space_range()));
         }
         let added = place.set(arena).is_ok();
-        for window in self.windows.iter() {
-            self.keep_the_kernel_away(window.address..window.end());
+        for pages in self.adopted.all() {
+            self.keep_the_kernel_away(bytes(pages));
         }
         added
     }
@@ -499,7 +529,7 @@ impl Mmu for LinuxMmu {
     }
 
     fn untrack(&self, page: PageNo) {
-        let Some(range) = self.place(PageRange::new(page, 1)) else {
+        let Some(range) = self.place(page) else {
             return;
         };
         for _ in 0..RACES {
@@ -517,14 +547,13 @@ impl Mmu for LinuxMmu {
     }
 
     fn peek(&self, page: PageNo, to: &mut PageData) -> bool {
-        let place = self.place(PageRange::new(page, 1));
+        let place = self.place(page);
         place.is_some_and(|place| self.files.read(place.start, &mut to.0[..]))
     }
 
     fn read_mapped(&self, page: PageNo, offset: usize, to: &mut [u8]) {
         assert!(offset + to.len() <= PAGE_SIZE, "beyond the page");
-        let place = self.place(PageRange::new(page, 1));
-        let from = (place.expect("a page that stays").start + offset) as *const u8;
+        let from = (page.address() + offset) as *const u8;
         // SAFETY: the caller has seen to it that the page is present and stays so, and may be read. The
         // program may write to it meanwhile, as it may while any device reads memory: what is read
         // then is old or new, byte by byte, and no reference to it is made.
@@ -533,10 +562,13 @@ impl Mmu for LinuxMmu {
 
     fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= PAGE_SIZE, "beyond the page");
-        let place = self.place(PageRange::new(page, 1));
-        let to = (place.expect("a page that stays").start + offset) as *mut u8;
+        let to = (page.address() + offset) as *mut u8;
         // SAFETY: as above, and it may be written to: the program has given the device that range.
         unsafe { std::ptr::copy(from.as_ptr(), to, from.len()) };
+    }
+
+    fn manages(&self, page: PageNo) -> bool {
+        self.around(page).is_some() && !self.adopted.is_coming(page)
     }
 
     /// Not for a tracked page: populating it for writing is a write to it, which waits for a handler
@@ -546,23 +578,19 @@ impl Mmu for LinuxMmu {
         self.populate(page).is_ok()
     }
 
-    fn address(&self, page: PageNo) -> usize {
-        self.address_of(page).unwrap_or(page.address())
-    }
-
     fn wake(&self, pages: PageRange) {
         if self.engine == Kind::Signal {
             // Nobody sleeps in the kernel: who waits, waits on the entry.
             return;
         }
-        self.places(pages, |_, place| {
+        self.each_managed(pages, |place| {
             let result = self.uffd.wake(place);
             debug_assert!(result.is_ok(), "UFFDIO_WAKE: {result:?}");
         });
     }
 
     fn discard(&self, pages: PageRange) {
-        self.places(pages, |_, place| {
+        self.each_managed(pages, |place| {
             // SAFETY: pages of the space, or of memory that was adopted; the caller has claimed them,
             // and gives up what is in them.
             let result = unsafe {
@@ -575,7 +603,7 @@ impl Mmu for LinuxMmu {
 
     fn poison(&self, page: PageNo) {
         // Poisoned before, or the range is gone: as good.
-        if let Some(place) = self.place(PageRange::new(page, 1)) {
+        if let Some(place) = self.place(page) {
             let _ = self.uffd.poison(place);
         }
     }
@@ -583,13 +611,13 @@ impl Mmu for LinuxMmu {
     /// Not for tracked pages, for the reason given at `is_writable`: the core ends tracking first.
     /// Nor for missing ones, and those are passed over.
     fn unshare(&self, pages: PageRange) {
-        self.places(pages, |_, place| self.populate_present(place));
+        self.each_managed(pages, |place| self.populate_present(place));
     }
 
     fn present(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
-        self.places(pages, |first, place| {
-            self.scan_present(place.clone(), |found| {
-                let start = first.plus((found.start - place.start) / PAGE_SIZE);
+        self.each_managed(pages, |place| {
+            self.scan_present(place, |found| {
+                let start = PageNo::containing(found.start);
                 each(PageRange::new(start, found.len() / PAGE_SIZE));
             });
         });

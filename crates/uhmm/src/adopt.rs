@@ -8,12 +8,13 @@
 //!
 //! 1. What the kernel knows of the range is looked at; what does not fit is refused, and nothing has
 //!    been done.
-//! 2. Inside the gate (no fork comes between): the range gets numbers for its pages, and is registered.
-//!    From now on a touch of a missing page is served.
+//! 2. Inside the gate (no fork comes between): the range is taken in, and is registered. From now on a
+//!    touch of a missing page is served.
 //! 3. What is present becomes the space's, as pages in RAM, above the budget if need be.
-//! 4. The range is opened to requests: nobody takes a page for a hole that is not known yet.
+//! 4. The range is noted with the regions, and so open to requests: nobody takes a page for a hole that is
+//!    not known yet.
 //!
-//! The way out goes from the front, some pages at a time, each step inside the gate on its own
+//! On the way out the range is taken from the regions first. Then it goes from the front, some pages at a time, each step inside the gate on its own
 //! (`uhmm_core::adopt`). A fork between two steps finds the rest managed, in the child too. Threads of
 //! the program may touch any of it at any time, and find what they have written.
 //!
@@ -23,6 +24,7 @@
 use crate::build::Space;
 use crate::device_memory::{DeviceId, Usage};
 use crate::hint::{Hint, HintError};
+use crate::memory::{Protection, attributes};
 use crate::migrate::{MigrateError, Migrated, Place};
 use crate::range::{RangeError, whole_pages};
 use crate::view::{View, ViewError};
@@ -32,6 +34,7 @@ use std::time::{Duration, Instant};
 use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::error;
 use uhmm_core::fault::Scratch;
+use uhmm_core::regions::Attributes;
 pub use uhmm_linux::adopt::Unfit;
 use uhmm_linux::adopt::Wishes;
 use uhmm_linux::signals::Blocked;
@@ -174,43 +177,33 @@ impl Space {
         }
         let signals = Blocked::all();
         let inside = core.inside().map_err(RangeError::from)?;
-        // A mirror may outlast what it was over.
-        let unused = |pages| core.usage(pages) == Usage::default() && !core.is_watched(pages);
+        let coming = mmu.take_in(&range)?;
         let adopted = Adopted {
             space: self.clone(),
             address: range.start,
             len,
-            pages: mmu.number(range.clone(), unused)?,
+            pages: coming.pages,
             wishes,
         };
-        let served = mmu.serve(range);
-        if served.is_ok() {
-            inside.adopt(adopted.pages);
-            mmu.open_window(adopted.pages.start, true);
+        if let Err(unfit) = mmu.serve(range) {
+            // What is registered of it is given back, and that passes the gate by itself.
+            drop((inside, signals));
+            drop(adopted);
+            return Err(unfit.into());
         }
-        // What could not be registered wholly is given back, and that passes the gate by itself.
-        drop((inside, signals));
-        served?;
+        inside.adopt(adopted.pages);
+        drop(coming);
+        let access = attributes(Protection::READ | Protection::WRITE);
+        self.memory()
+            .open_adopted(&inside, &[(adopted.pages, access)]);
         Ok(adopted)
     }
 }
 
-/// Pages of the space have numbers: their addresses divided by 4096. Those of adopted memory have others,
-/// and what is said of pages in a migration's phases is said by number.
 impl Space {
-    /// The number of the page at `address`; `None` if this space does not manage it.
+    /// The page at `address`, if this space manages it: in the space, or adopted.
     pub fn page_at(&self, address: usize) -> Option<PageNo> {
         self.core().mmu().page_at(address)
-    }
-
-    /// Where the page with this number lies; `None` if it was adopted memory that has been released.
-    pub fn address_of(&self, page: PageNo) -> Option<usize> {
-        self.core().mmu().address_of(page)
-    }
-
-    /// A page by its address, whatever its number: for errors, which speak of addresses.
-    pub(crate) fn placed(&self, page: PageNo) -> PageNo {
-        self.address_of(page).map_or(page, PageNo::containing)
     }
 }
 
@@ -297,8 +290,7 @@ impl Adopted {
             return Ok(());
         }
         let (space, start) = (self.space.clone(), Instant::now());
-        let (all, mmu) = (self.pages, space.core().mmu());
-        mmu.open_window(all.start, false);
+        let was = self.close(patience, start)?;
         let done = space.off_managed_stack(|| {
             let mut scratch = Scratch::default();
             while self.pages.len > 0 {
@@ -315,11 +307,46 @@ impl Adopted {
             Ok(())
         });
         if done.is_err() {
-            mmu.open_window(self.pages.start, true);
+            self.open_again(was);
             return done;
         }
-        mmu.let_the_kernel_at(self.address..self.address + self.len, &self.wishes);
+        let whole = self.address..self.address + self.len;
+        let mmu = space.core().mmu();
+        mmu.let_the_kernel_at(whole, &self.wishes);
         Ok(())
+    }
+
+    /// Closes it to requests; returns what the regions said of it.
+    fn close(
+        &self,
+        patience: Option<Duration>,
+        start: Instant,
+    ) -> Result<Vec<(PageRange, Attributes)>, ReleaseError> {
+        loop {
+            match self.space.memory().close_adopted(self.pages) {
+                Ok(was) => return Ok(was),
+                Err(error::RangeError::Forking) => {}
+                Err(_) => return Err(ReleaseError::InNotifier),
+            }
+            if patience.is_some_and(|patience| start.elapsed() > patience) {
+                return Err(ReleaseError::StillAdopted(self.pages.bytes()));
+            }
+        }
+    }
+
+    /// Opens what has not been given back to requests again.
+    fn open_again(&self, was: Vec<(PageRange, Attributes)>) {
+        let left = |(piece, attributes): (PageRange, Attributes)| {
+            let start = piece.start.max(self.pages.start);
+            let len = piece.end().0.checked_sub(start.0)?;
+            Some((PageRange::new(start, len as usize), attributes))
+        };
+        let left: Vec<_> = was.into_iter().filter_map(left).collect();
+        let space = &self.space;
+        // A fork ends; this thread was inside the gate a moment ago, so it is in no notifier.
+        while let Err(error) = space.memory().open_again(&left) {
+            debug_assert_eq!(error, error::RangeError::Forking);
+        }
     }
 
     /// Gives back what comes next; returns how many pages.

@@ -6,7 +6,6 @@ use crate::migrate::MigrateError;
 use crate::range::RangeError;
 use std::fmt;
 use std::time::Duration;
-use uhmm_core::addr::PageNo;
 pub use uhmm_core::addr::{DeviceAddr, DeviceId, DevicePage};
 use uhmm_core::device::Device;
 use uhmm_core::evict;
@@ -220,7 +219,7 @@ impl Space {
         let len = uhmm_core::addr::PAGE_SIZE << block.order();
         let pages = self.pages(address, len, true);
         let to = pages.map_err(|_| MapError::NotManaged)?.start;
-        if to != PageNo::containing(address) {
+        if !self.core().mmu().space_range().contains(to) {
             // Adopted memory is given back as RAM, and such pages leave only by being unmapped.
             return Err(MapError::NotManaged);
         }

@@ -112,7 +112,7 @@ fn take_over(space: &Inner) -> Result<(), Box<dyn std::error::Error>> {
     space.core.begin_in_child();
     space.core.mmu().set_up_in_child()?;
     let mut managed = space.memory.register_all()?;
-    managed.extend(space.core.mmu().register_windows()?);
+    managed.extend(space.core.mmu().register_adopted()?);
     let engine = &mut *space
         .engine
         .try_lock()

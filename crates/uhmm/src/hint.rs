@@ -254,15 +254,7 @@ impl Space {
         change: impl Fn(Hints) -> Hints,
     ) -> Result<Migrated, HintError> {
         let pages = self.pages(address, len, false)?;
-        if self.core().mmu().space_range().covers(pages) {
-            self.memory().hint(pages, change)?;
-        } else {
-            // Adopted memory is of no region.
-            let inside = self.core().inside()?;
-            for (run, was) in inside.hints(pages)? {
-                inside.set_hints(run, change(was))?;
-            }
-        }
+        self.memory().hint(pages, change)?;
         Ok(Migrated::default())
     }
 

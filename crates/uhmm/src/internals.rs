@@ -24,9 +24,9 @@ impl Space {
 }
 
 impl<'a> Internals<'a> {
-    /// The pages that the space manages.
-    pub fn range(&self) -> PageRange {
-        self.0.range()
+    /// The pages that the space has reserved, to share them out.
+    pub fn reserved(&self) -> PageRange {
+        self.0.mmu().space_range()
     }
 
     /// The state of a page now.

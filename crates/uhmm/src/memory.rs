@@ -22,6 +22,7 @@
 //! }
 //! ```
 
+mod adopted;
 mod fork;
 
 use crate::adopt::IsAdopted;
@@ -106,7 +107,7 @@ impl Memory {
 
     /// Whether any byte of the range lies in the space.
     pub fn touches(&self, address: usize, len: usize) -> bool {
-        let range = self.core.range();
+        let range = self.core.mmu().space_range();
         address < range.end().address() && address.saturating_add(len) > range.start.address()
     }
 
@@ -516,13 +517,8 @@ impl Memory {
         if address.is_multiple_of(PAGE_SIZE) && inside && len <= all.bytes() {
             return Ok(pages);
         }
-        let end = address.saturating_add(len);
-        if self
-            .core
-            .mmu()
-            .adopted()
-            .any(|of| of.overlaps(address, end))
-        {
+        let bytes = address..address.saturating_add(len);
+        if self.core.mmu().is_adopted(&bytes) {
             Err(io::Error::new(io::ErrorKind::InvalidInput, IsAdopted))
         } else {
             Err(io::ErrorKind::InvalidInput.into())
@@ -544,7 +540,7 @@ fn discard_soon(call: &Call<'_>, pages: PageRange) -> io::Result<()> {
     }
 }
 
-fn attributes(protection: Protection) -> Attributes {
+pub(crate) fn attributes(protection: Protection) -> Attributes {
     Attributes {
         protection: MprotectFlags::bits(&protection),
         wipe_on_fork: false,

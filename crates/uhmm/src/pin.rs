@@ -201,8 +201,7 @@ impl Space {
         let pages = self.off_managed_stack(|| {
             let mut scratch = Scratch::default();
             take(self.core(), pages, flags, &mut scratch)
-        });
-        let pages = pages.map_err(|error| error.placed(|page| self.placed(page)))?;
+        })?;
         // From now on the range stays mapped; it may have been unmapped since the look at it.
         accessible()?;
         Ok(Pin {

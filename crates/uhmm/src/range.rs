@@ -25,8 +25,6 @@ pub enum RangeError {
     Hole,
     /// The program may not touch some of it.
     NoAccess,
-    /// It begins in one range of adopted memory, and ends in another or in none.
-    Straddles,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
     /// Called from a notifier, or with a mirror's table locked: the space must not be called then.
@@ -44,9 +42,6 @@ impl fmt::Display for RangeError {
             Self::Foreign => "some of the range is not managed by this space",
             Self::Hole => "some of the range is not mapped",
             Self::NoAccess => "some of the range may not be touched: change its protection first",
-            Self::Straddles => {
-                "the range goes past the end of what was adopted with one call: one call for each"
-            }
             Self::InNotifier => return error::RangeError::InNotifier.fmt(f),
             Self::Pinned => return error::RangeError::Pinned.fmt(f),
             Self::Forking => "the process is forking, or changing its mappings; try again",
@@ -88,21 +83,28 @@ pub(crate) fn whole_pages(address: usize, len: usize) -> Result<Range<usize>, Ra
     Ok(address..end)
 }
 
+/// The pages of such a range.
+fn page_range_of(address: usize, len: usize) -> Result<PageRange, RangeError> {
+    let range = whole_pages(address, len)?;
+    Ok(PageRange::new(
+        PageNo::containing(address),
+        range.len() / PAGE_SIZE,
+    ))
+}
+
 impl Space {
-    /// The pages of a range all of which is mapped in this space; with `accessible`, and which the
-    /// program may touch.
+    /// The pages of a range all of which is mapped in this space, or adopted; with `accessible`, and which
+    /// the program may touch.
     pub(crate) fn pages(
         &self,
         address: usize,
         len: usize,
         accessible: bool,
     ) -> Result<PageRange, RangeError> {
-        let pages = self.page_range(address, len)?;
-        if !self.core().mmu().space_range().covers(pages) {
-            // What is adopted is all mapped, and may be read and written.
-            return Ok(pages);
-        }
-        check(pages, &self.pieces(pages)?, accessible)?;
+        let pages = page_range_of(address, len)?;
+        let pieces = self.pieces(pages)?;
+        self.check_ours(pages, &pieces)?;
+        check(pages, &pieces, accessible)?;
         Ok(pages)
     }
 
@@ -117,21 +119,29 @@ impl Space {
 
     /// The pages of a range of the space, whatever is mapped there, or of adopted memory.
     pub(crate) fn page_range(&self, address: usize, len: usize) -> Result<PageRange, RangeError> {
-        let Range { start, end } = whole_pages(address, len)?;
-        let mmu = self.core().mmu();
-        if let Some(adopted) = mmu.adopted().find(|of| of.overlaps(start, end)) {
-            return match adopted.page_at(start) {
-                // About to be adopted, or released.
-                _ if !adopted.open => Err(RangeError::Foreign),
-                Some(page) if end <= adopted.end() => Ok(PageRange::new(page, len / PAGE_SIZE)),
-                _ => Err(RangeError::Straddles),
-            };
+        let pages = page_range_of(address, len)?;
+        if !self.core().mmu().space_range().covers(pages) {
+            self.check_ours(pages, &self.pieces(pages)?)?;
         }
-        let all = mmu.space_range();
-        if start < all.start.address() || end > all.end().address() {
+        Ok(pages)
+    }
+
+    /// Whether all of `pages` that are not of the space are adopted, as `pieces` has it.
+    fn check_ours(
+        &self,
+        pages: PageRange,
+        pieces: &[(PageRange, Attributes)],
+    ) -> Result<(), RangeError> {
+        let space = self.core().mmu().space_range();
+        let outside = |pages: PageRange| {
+            let (start, end) = (pages.start.max(space.start), pages.end().min(space.end()));
+            pages.len - end.0.saturating_sub(start.0) as usize
+        };
+        let adopted: usize = pieces.iter().map(|&(piece, _)| outside(piece)).sum();
+        if adopted != outside(pages) {
             return Err(RangeError::Foreign);
         }
-        Ok(PageRange::new(PageNo::containing(address), len / PAGE_SIZE))
+        Ok(())
     }
 
     /// Whether the program may write to all parts of `pages` that are mapped in this space.
@@ -140,16 +150,8 @@ impl Space {
         Ok(permissions.iter().all(|(_, allowed)| allowed.write))
     }
 
-    /// What the program may do with the parts of `pages` that are mapped in this space.
+    /// What the program may do with the parts of `pages` that are mapped in this space, or adopted.
     pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
-        if !self.core().mmu().space_range().covers(pages) {
-            // What is adopted may be read and written, or it would not be.
-            let all = Permission {
-                read: true,
-                write: true,
-            };
-            return Ok(vec![(pages, all)]);
-        }
         let ours = self
             .pieces(pages)?
             .into_iter()

@@ -221,8 +221,7 @@ impl Space {
         device: DeviceId,
     ) -> Result<View<'_>, ViewError> {
         let pages = self.pages(address, len, true)?;
-        let core = self.off_managed_stack(|| self.core().view(device.0, pages));
-        let core = core.map_err(|error| error.placed(|page| self.placed(page)))?;
+        let core = self.off_managed_stack(|| self.core().view(device.0, pages))?;
         Ok(View { core })
     }
 }

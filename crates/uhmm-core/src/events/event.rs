@@ -1,6 +1,6 @@
 //! What can happen, in values and in words for people.
 
-use crate::addr::{DeviceAddr, DeviceId, PageNo, PageRange, Place};
+use crate::addr::{DeviceAddr, DeviceId, PageRange, Place};
 use crate::failure::Failure;
 use crate::migrate::{Destination, From, Migrated, Page};
 use std::fmt;
@@ -127,15 +127,11 @@ pub struct Told {
 
 impl Event {
     /// What a migration came to, the first of whose pages was `first`; `None`: it has moved nothing.
-    pub(crate) fn migrated(
-        first: Option<Page>,
-        address_of: impl Fn(PageNo) -> usize,
-        done: Migrated,
-    ) -> Option<Self> {
+    pub(crate) fn migrated(first: Option<Page>, done: Migrated) -> Option<Self> {
         let place = |at: DeviceAddr| Place::Device(DeviceId(at.device));
         let first = first.filter(|_| done.migrated > 0)?;
         Some(Self::Migrated {
-            address: address_of(first.page),
+            address: first.page.address(),
             pages: done.migrated,
             left: done.left,
             from: match first.source.from {

@@ -185,7 +185,10 @@ impl<'a, M: Mmu> Hands<'a, M> {
         let system = args.select.contains(Select::SYSTEM);
         match state {
             State::None if system => {
-                if let Some(claimed) = Single::claim(space, at, |state| state == State::None) {
+                // It may have been let go of since the caller has looked at the range.
+                if let Some(claimed) = Single::claim(space, at, |state| state == State::None)
+                    && space.mmu.manages(at)
+                {
                     self.add(claimed, Origin::Hole);
                 }
             }

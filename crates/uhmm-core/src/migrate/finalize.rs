@@ -215,7 +215,7 @@ impl<M: Mmu> Hands<'_, M> {
         space.mmu.poison(page);
         claimed.settle(State::Poisoned);
         space.stats().poisoned_pages.add(1);
-        let address = space.mmu.address(page);
+        let address = page.address();
         space.events.tell(Event::PagePoisoned { address });
         if let Origin::Device { at, held } = origin {
             held.leave(space.device_stats(at.device));

@@ -435,8 +435,7 @@ impl<M: Mmu> Migration<'_, M, Installed> {
 impl<M: Mmu> Hands<'_, M> {
     /// Tells what the migration came to, the first of whose pages was `first`.
     fn tell(&self, first: Option<Page>) {
-        let address_of = |page| self.space.mmu.address(page);
-        if let Some(event) = Event::migrated(first, address_of, self.done) {
+        if let Some(event) = Event::migrated(first, self.done) {
             self.space.events.tell(event);
         }
     }

@@ -421,14 +421,6 @@ impl<M: Mmu> Space<M> {
         })
     }
 
-    /// Whether a notifier is told of any of `pages`.
-    pub fn is_watched(&self, pages: PageRange) -> bool {
-        self.notifiers
-            .list()
-            .iter()
-            .any(|at| at.pages.overlaps(pages))
-    }
-
     /// Tells notifiers that `pages`, which the caller has claimed, are about to change.
     pub(crate) fn notify(&self, pages: PageRange, event: Event) {
         // After the claim: see the module's head.

@@ -1,5 +1,6 @@
 //! Bad uses: an error of its own each, one line, and nothing has changed.
 
+use crate::child::{End, child, wait};
 use crate::own::{Own, raw_map, unmap};
 use crate::{BUDGET, FIRST, World, alone, device, space};
 use std::io;
@@ -8,6 +9,7 @@ use uhmm::{AdoptError, Adopted, IsAdopted, MigrateError, Place, RangeError, Spac
 use uhmm_core::addr::PAGE_SIZE;
 use uhmm_core::memory_type::MemoryType::{Generic, Private};
 use uhmm_linux::abi::uffd::Uffd;
+use uhmm_linux::adopted::MAX_RANGES;
 
 const ACCESS: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -22,7 +24,7 @@ fn refused(space: &Space, address: usize, pages: usize, why: impl Into<AdoptErro
     assert_eq!(error, why.into());
     assert_eq!(error.to_string().lines().count(), 1);
     assert!(!error.to_string().is_empty());
-    let ours = space.internals().range();
+    let ours = space.internals().reserved();
     if address < ours.start.address() || address >= ours.end().address() {
         assert_eq!(space.page_at(address), None, "{error:?}");
     }
@@ -141,7 +143,7 @@ fn memory_of_others() {
 fn memory_of_ours_and_of_this_thread() {
     let _alone = alone();
     let space = space(BUDGET, vec![device(Private).0]);
-    let all = space.internals().range();
+    let all = space.internals().reserved();
     refused(&space, all.start.address(), 1, Unfit::Ours);
     refused(&space, all.end().address() - PAGE_SIZE, 1, Unfit::Ours);
     refused(&space, all.start.address() - PAGE_SIZE, 2, Unfit::Ours);
@@ -170,14 +172,38 @@ fn memory_that_is_adopted_already() {
     let sides = [adopt(&space, at(0), 4), adopt(&space, at(8), 8)].map(Result::unwrap);
     drop((middle, sides));
     // As many as there can be, and one more.
-    let many = Own::map(2 * 64 + 2);
-    let adopted: Vec<_> = (0..64)
+    let many = Own::map(2 * MAX_RANGES + 2);
+    let adopted: Vec<_> = (0..MAX_RANGES)
         .map(|i| adopt(&space, many.at(2 * i) as usize, 1).unwrap())
         .collect();
-    let error = adopt(&space, many.at(128) as usize, 1).map(drop);
+    let error = adopt(&space, many.at(2 * MAX_RANGES) as usize, 1).map(drop);
     assert_eq!(error, Err(Unfit::TooMany.into()));
-    drop(adopted);
-    drop(adopt(&space, many.at(0) as usize, 130).unwrap());
+    // Beside another it is one with that.
+    let beside = adopt(&space, many.at(1) as usize, 1).unwrap();
+    drop((adopted, beside));
+    drop(adopt(&space, many.at(0) as usize, 2 * MAX_RANGES + 2).unwrap());
+}
+
+/// Where there is no address space for tables over all of it, the space has its own memory alone.
+#[test]
+fn memory_outside_of_a_space_whose_address_space_is_limited() {
+    let _alone = alone();
+    let own = Own::map(8);
+    let main = || {
+        let limit = libc::rlimit {
+            rlim_cur: 300 << 30,
+            rlim_max: 300 << 30,
+        };
+        // SAFETY: a limit of this process, which ends soon.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+        let space = space(BUDGET, vec![device(Private).0]);
+        refused(&space, own.at(0) as usize, 8, Unfit::TooLarge);
+        let region = space.region(64 * PAGE_SIZE).unwrap();
+        region.migrate(Place::Device(FIRST)).unwrap();
+        assert!(region.as_slice().iter().all(|&byte| byte == 0));
+        0
+    };
+    assert_eq!(wait(child(main)), End::Exit(0));
 }
 
 #[test]
@@ -247,13 +273,12 @@ fn ranges_that_go_past_adopted_memory() {
     let to = Place::Device(FIRST);
     let migrate = |first: usize, pages: usize| space.migrate(at(first), pages * PAGE_SIZE, to);
     assert!(migrate(0, 8).is_ok() && migrate(9, 7).is_ok() && migrate(3, 2).is_ok());
-    for (first, pages) in [(0, 16), (7, 2), (15, 2), (8, 24)] {
-        let error = MigrateError::Range(RangeError::Straddles);
-        assert_eq!(migrate(first, pages), Err(error));
-        assert_eq!(error.to_string().lines().count(), 1);
-    }
+    // Both as one.
+    assert!(migrate(0, 16).is_ok() && migrate(7, 2).is_ok());
     let foreign = Err(MigrateError::Range(RangeError::Foreign));
-    assert_eq!(migrate(16, 1), foreign);
+    for (first, pages) in [(15, 2), (8, 24), (16, 1)] {
+        assert_eq!(migrate(first, pages), foreign);
+    }
     // Pages that leave only by being unmapped are not for memory that is given back.
     let block = space.alloc_device_pages(uhmm::DeviceId(1), 0).unwrap();
     assert_eq!(

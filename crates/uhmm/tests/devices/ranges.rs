@@ -36,7 +36,7 @@ fn bad_ranges_are_refused_and_nothing_changes() {
     // SAFETY: nothing borrows the range.
     unsafe { memory.map_foreign(foreign, PAGE, map) }.unwrap();
     let last = usize::MAX - PAGE + 1;
-    let end = space.internals().range().end().address();
+    let end = space.internals().reserved().end().address();
     for (address, len, error) in [
         (start, 0, RangeError::Empty),
         (start + 1, PAGE, RangeError::Unaligned),

@@ -21,7 +21,7 @@ pub struct Resident {
 impl Resident {
     /// For the one space of this process, with a budget of so many bytes.
     pub fn new(space: &Space, budget: usize) -> Self {
-        let all = space.internals().range();
+        let all = space.internals().reserved();
         let all = all.start.address()..all.end().address();
         // The space counts as a whole. The kernel splits its mappings, and may have merged the
         // first of them with the pool, which lies beside it.
