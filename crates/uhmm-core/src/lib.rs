@@ -24,6 +24,7 @@ pub mod fault_here;
 pub mod fork;
 pub mod frames;
 mod gate;
+pub mod grip;
 pub mod hints;
 pub mod hold;
 #[allow(unsafe_code)]

@@ -180,36 +180,15 @@ impl<M: Mmu> Inside<'_, M> {
             }
             let was: ArrayVec<State, BLOCK> = (0..len).map(|i| run.was(i)).collect();
             for (i, state) in was.iter().enumerate() {
-                if let State::Exclusive { holder, .. } = state {
-                    // Told of the range, its device may have gone back to it until we claimed it.
-                    space.notify_one(*holder, page.plus(i), Event::Clear);
-                }
+                space.notify_dropped(page.plus(i), *state);
             }
             let marks = |state: &State| matches!(state, State::System { .. } | State::Poisoned);
             if was.iter().any(marks) {
                 space.mmu.discard(run.pages());
             }
             run.settle(len, |_| State::None);
-            was.into_iter().for_each(|state| self.free_dropped(state));
+            was.into_iter().for_each(|state| space.free_dropped(state));
             return len;
-        }
-    }
-
-    /// Frees what a page had that is dropped.
-    fn free_dropped(&self, state: State) {
-        let space = self.space;
-        match state {
-            State::Private(at) => space.device(at.device).bury(at.page),
-            State::Limbo(slot) => space.pool.put_free(space.pool.claim_limbo(slot)),
-            State::System { duplicate, .. } => {
-                space.pool.uncharge(1, space.stats());
-                if let Some(at) = duplicate {
-                    space.count_duplicates(-1);
-                    space.device(at.device).bury(at.page);
-                }
-            }
-            State::Exclusive { frame, .. } => space.drop_exclusive(frame),
-            State::None | State::Coherent(_) | State::Migrating | State::Poisoned => {}
         }
     }
 

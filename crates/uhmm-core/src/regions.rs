@@ -21,6 +21,17 @@ pub struct Attributes {
     pub foreign: bool,
     /// What the program wants of the pages.
     pub hints: Hints,
+    /// They are not the space's: the program has mapped them, and they are adopted.
+    pub adopted: Option<Adoption>,
+}
+
+/// What more holds for pages that are adopted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adoption {
+    /// Somebody has a handle on them, and gives them back with that.
+    pub guarded: bool,
+    /// The program has asked the kernel for huge pages there.
+    pub huge: bool,
 }
 
 /// The regions of a space. See the module's head.
@@ -226,6 +237,7 @@ mod tests {
         not_in_child: false,
         foreign: false,
         hints: Hints::NONE,
+        adopted: None,
     };
     const READ: Attributes = Attributes {
         protection: 1,

@@ -1,8 +1,8 @@
 //! Memory that the program has mapped itself, and that is to be the space's for a while.
 //!
-//! What can be adopted is what every part of the MMU can do its work on: private anonymous memory that
-//! may be read and written. All else is refused before anything is done. The facts are the kernel's
-//! ([`vmas`]), and hold for as long as the program keeps its promise not to change the mappings.
+//! What can be adopted is what every part of the MMU can do its work on: private anonymous memory. All
+//! else is refused before anything is done. The facts are the kernel's ([`vmas`]), and hold for as long as
+//! the program changes its mappings by way of the space.
 //!
 //! The order matters. A range is [`adopted`](crate::adopted) first, so that a fault can be told whose it
 //! is, and is registered then. At the end pages are let go a few at a time, by who has them claimed:
@@ -30,7 +30,7 @@ pub enum Unfit {
     Adopted,
     /// Some of it is not mapped.
     Hole,
-    /// Some of it may not be read and written.
+    /// Some of it may not be read.
     NoAccess,
     /// Some of it may be executed.
     Executable,
@@ -64,7 +64,7 @@ impl fmt::Display for Unfit {
             Self::Ours => "some of the memory is uhmm's own: adopt what the program has mapped",
             Self::Adopted => "some of the memory is adopted already: release that first",
             Self::Hole => "some of the memory is not mapped",
-            Self::NoAccess => "some of the memory may not be read and written: mprotect it first",
+            Self::NoAccess => "some of the memory may not be read: mprotect it first",
             Self::Executable => "some of the memory may be executed: mprotect it first",
             Self::NotAnonymous => {
                 "some of the memory is a file's or a device's: only private anonymous memory can be \
@@ -116,46 +116,39 @@ impl From<NotAdded> for Unfit {
     }
 }
 
-/// What is wrong with a mapping, if anything is.
-fn unfit(vma: &Vma) -> Option<Unfit> {
-    let has = |flags: &[&str]| flags.iter().any(|flag| vma.has(flag));
-    let is = |wrong, unfit| if wrong { Some(unfit) } else { None };
-    is(
-        vma.given_name()
-            .is_some_and(|name| name.starts_with("uhmm-")),
-        Unfit::Ours,
-    )
-    .or(is(vma.has("ht"), Unfit::HugeTlb))
-    .or(is(!vma.may('p'), Unfit::Shared))
-    .or(is(vma.is_backed(), Unfit::NotAnonymous))
-    .or(is(!(vma.may('r') && vma.may('w')), Unfit::NoAccess))
-    .or(is(vma.may('x'), Unfit::Executable))
-    .or(is(has(&["um", "uw", "ui"]), Unfit::Served))
-    .or(is(vma.has("lo"), Unfit::Locked))
-    .or(is(vma.has("gd"), Unfit::Grows))
-    .or(is(has(&["dc", "wf"]), Unfit::NotInChild))
-}
+impl Vma {
+    /// What keeps it from being adopted, if anything does.
+    pub fn unfit(&self) -> Option<Unfit> {
+        let has = |flags: &[&str]| flags.iter().any(|flag| self.has(flag));
+        let is = |wrong, unfit| if wrong { Some(unfit) } else { None };
+        let name = self.given_name();
+        is(
+            name.is_some_and(|name| name.starts_with("uhmm-")),
+            Unfit::Ours,
+        )
+        .or(is(self.has("ht"), Unfit::HugeTlb))
+        .or(is(!self.may('p'), Unfit::Shared))
+        .or(is(self.is_backed(), Unfit::NotAnonymous))
+        .or(is(self.may('x'), Unfit::Executable))
+        .or(is(has(&["um", "uw", "ui"]), Unfit::Served))
+        .or(is(self.has("lo"), Unfit::Locked))
+        .or(is(self.has("gd"), Unfit::Grows))
+        .or(is(has(&["dc", "wf"]), Unfit::NotInChild))
+    }
 
-/// What the program has asked of the kernel for its memory, to be asked for again at the end.
-#[derive(Clone, Debug, Default)]
-pub struct Wishes {
-    /// Where it wants huge pages (`MADV_HUGEPAGE`).
-    huge: Vec<Range<usize>>,
+    /// Whether the program has asked for huge pages there (`MADV_HUGEPAGE`).
+    pub fn wants_huge(&self) -> bool {
+        self.has("hg")
+    }
 }
 
 impl LinuxMmu {
-    /// Looks whether memory can be adopted. `range` is of whole pages, and not empty.
+    /// The kernel's mappings in a range, in ascending order. One thread at a time.
     ///
     /// # Errors
-    /// [`Unfit`].
-    pub fn check_fit(&self, range: &Range<usize>) -> Result<Wishes, Unfit> {
-        if self.is_own(range) {
-            return Err(Unfit::Ours);
-        }
-        if self.is_adopted(range) {
-            return Err(Unfit::Adopted);
-        }
-        let vmas = vmas::in_range(range).map_err(Unfit::Proc)?;
+    /// [`Unfit::Proc`], [`Unfit::Hole`] if they do not cover the range.
+    pub fn mappings(&self, range: &Range<usize>) -> Result<Vec<Vma>, Unfit> {
+        let vmas = vmas::in_range(self.files.smaps(), range).map_err(Unfit::Proc)?;
         let mut next = range.start;
         for vma in &vmas {
             if vma.range.start > next {
@@ -166,13 +159,16 @@ impl LinuxMmu {
         if next < range.end {
             return Err(Unfit::Hole);
         }
-        if let Some(unfit) = vmas.iter().find_map(unfit) {
-            return Err(unfit);
-        }
-        let huge = vmas.into_iter().filter(|vma| vma.has("hg"));
-        Ok(Wishes {
-            huge: huge.map(|vma| vma.range).collect(),
-        })
+        Ok(vmas)
+    }
+
+    /// The parts of a range that are mapped and served by a userfaultfd, in ascending order.
+    ///
+    /// # Errors
+    /// The kernel does not say what is mapped.
+    pub fn served(&self, range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
+        let vmas = vmas::in_range(self.files.smaps(), range)?;
+        Ok(vmas.into_iter().filter(|vma| vma.has("um")).collect())
     }
 
     /// Takes memory that fits for adopted. From inside the gate. No page of it is taken for untouched until
@@ -202,6 +198,11 @@ impl LinuxMmu {
         Ok(())
     }
 
+    /// What is adopted, in no order.
+    pub fn adopted(&self) -> impl IntoIterator<Item = PageRange> {
+        self.adopted.all()
+    }
+
     /// Whether any byte of `range` is adopted.
     pub fn is_adopted(&self, range: &Range<usize>) -> bool {
         self.adopted.overlap(pages(range))
@@ -212,6 +213,13 @@ impl LinuxMmu {
         let mut bytes = 0;
         self.scan_present(range, |found| bytes += found.len());
         bytes / PAGE_SIZE
+    }
+
+    /// Makes a range of adopted pages begin with `page`, if one goes across it. `false`: there are as many
+    /// as can be. From inside the gate.
+    #[must_use]
+    pub fn cut(&self, page: PageNo) -> bool {
+        self.adopted.cut(page)
     }
 
     /// Lets go of adopted pages, which the caller has claimed, and which are as they are to stay: they are
@@ -227,9 +235,16 @@ impl LinuxMmu {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(_) => return false,
         }
-        let _ = self.uffd.wake(range);
-        self.adopted.remove(pages);
+        self.forget(pages);
         true
+    }
+
+    /// Forgets adopted pages, which the caller has claimed, which are not in the middle of a range, and
+    /// which are not registered any more: the kernel has unmapped them. From inside the gate.
+    pub fn forget(&self, pages: PageRange) {
+        // Who fell asleep before that is told of by nobody else.
+        let _ = self.uffd.wake(bytes(pages));
+        self.adopted.remove(pages);
     }
 
     /// Registers what is adopted again, in the child of a fork; returns what that is.
@@ -259,15 +274,16 @@ impl LinuxMmu {
         }
     }
 
-    /// Makes the kernel treat memory that was let go as the program has asked for. (Huge pages that it
-    /// has not asked for, but that the system is set to give, stay off where devices' frames were mapped:
-    /// there is no call that says so.)
-    pub fn let_the_kernel_at(&self, range: Range<usize>, wishes: &Wishes) {
+    /// Makes the kernel treat memory that was let go as the program has asked for, with huge pages or
+    /// not. (Huge pages that it has not asked for, but that the system is set to give, stay off where
+    /// devices' frames were mapped: there is no call that says so.)
+    pub fn let_the_kernel_at(&self, pages: PageRange, huge: bool) {
         if self.arenas().next().is_none() {
             return;
         }
-        for huge in &wishes.huge {
-            advise(huge, Advice::LinuxHugepage);
+        let range = bytes(pages);
+        if huge {
+            advise(&range, Advice::LinuxHugepage);
         }
         if self.arenas().any(|arena| arena.is_bound()) && numa::is_local(range.start) {
             let _ = numa::take_back(range);

@@ -218,26 +218,33 @@ impl AdoptedRanges {
         Ok(())
     }
 
-    /// Makes sure that `pages` are not in the middle of a range, by making two of it. `false`: there is no
+    /// Makes a range begin with `page`, if one goes across it, by making two of it. `false`: there is no
     /// slot for the second. From inside the gate.
     #[must_use]
-    pub fn cut_after(&self, pages: PageRange) -> bool {
+    pub fn cut(&self, page: PageNo) -> bool {
         let _alone = self.writing.lock();
-        let around = |of: PageRange| of.start < pages.start && pages.end() < of.end();
-        let Some((slot, of)) = self.iter().find(|&(_, of)| around(of)) else {
+        let across = |of: PageRange| of.start < page && page < of.end();
+        let Some((slot, of)) = self.iter().find(|&(_, of)| across(of)) else {
             return true;
         };
         let Some(free) = self.free_slot() else {
             return false;
         };
-        self.store(free, between(pages.end(), of.end()));
+        self.store(free, between(page, of.end()));
         self.moves.fetch_add(1, AcqRel);
-        self.store(slot, between(of.start, pages.end()));
+        self.store(slot, between(of.start, page));
         true
     }
 
-    /// Takes `pages` out, which the caller has claimed, and which are not in the middle of a range. From
-    /// inside the gate.
+    /// Makes sure that `pages` are not in the middle of a range. The rest is as with [`Self::cut`].
+    #[must_use]
+    pub fn cut_after(&self, pages: PageRange) -> bool {
+        let around = |of: PageRange| of.start < pages.start && pages.end() < of.end();
+        !self.find(pages.start).is_some_and(around) || self.cut(pages.end())
+    }
+
+    /// Takes `pages` out, which the caller has claimed, and which are not in the middle of a range
+    /// ([`Self::cut_after`]). From inside the gate.
     pub fn remove(&self, pages: PageRange) {
         let _alone = self.writing.lock();
         let touched: ArrayVec<_, MAX_RANGES> =
@@ -362,6 +369,19 @@ mod tests {
             assert_eq!(found(&ranges, first), None);
         }
         take_out(&ranges, 0, 100);
+    }
+
+    #[test]
+    fn a_range_is_cut_where_it_is_to_begin() {
+        let ranges = AdoptedRanges::default();
+        add(&ranges, 0, 100);
+        for page in [0, 100, 200, 40, 40] {
+            assert!(ranges.cut(START.plus(page)));
+        }
+        assert_eq!(ranges.all().as_slice(), [pages(0, 40), pages(40, 60)]);
+        ranges.remove(pages(40, 10));
+        ranges.remove(pages(30, 10));
+        assert_eq!(ranges.all().as_slice(), [pages(0, 30), pages(50, 50)]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub const fn features(engine: Kind) -> u64 {
 static ZEROS: PageData = PageData::ZERO;
 
 /// Descriptors that an MMU has open.
-pub const DESCRIPTORS: usize = 3;
+pub const DESCRIPTORS: usize = 4;
 
 /// The lowest number for our descriptors: high, if the limit on open files allows.
 fn high_fd() -> RawFd {
@@ -293,9 +293,9 @@ impl LinuxMmu {
 
     /// The numbers of all our descriptors, which nobody else may close or use.
     pub fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
-        let files = [self.files.pagemap(), self.files.mem()];
-        let [pagemap, mem] = files.map(|file| file.as_raw_fd());
-        [self.uffd.fd().as_raw_fd(), pagemap, mem]
+        let files = [self.files.pagemap(), self.files.mem(), self.files.smaps()];
+        let [pagemap, mem, smaps] = files.map(|file| file.as_raw_fd());
+        [self.uffd.fd().as_raw_fd(), pagemap, mem, smaps]
     }
 
     /// Where the counters live.
@@ -393,7 +393,7 @@ impl LinuxMmu {
     }
 
     /// Whether any byte of `range` is of the space, the pool or an arena.
-    pub(crate) fn is_own(&self, range: &Range<usize>) -> bool {
+    pub fn is_own(&self, range: &Range<usize>) -> bool {
         let own = [&self.space, &self.pool].map(|own| own.address()..own.address() + own.len());
         let mut own = own.into_iter().chain(self.arenas().map(Arena::range));
         own.any(|own| range.start < own.end && own.start < range.end)
@@ -483,12 +483,7 @@ impl Mmu for LinuxMmu {
 
     fn take(&self, pages: PageRange, into: Home) -> Progress {
         let to = self.home_address(into, pages.len);
-        let mut progress = self.in_place(pages, |from, len| self.move_all(from, to, len));
-        if progress.stop == Some(Stop::Protected) && !self.space_range().contains(pages.start) {
-            // Adopted memory is writable; if the program has made it not so, or has locked it, nobody
-            // keeps its protection as it is while such a page is copied. It is left alone.
-            progress.stop = Some(Stop::Busy);
-        }
+        let progress = self.in_place(pages, |from, len| self.move_all(from, to, len));
         if let Home::Arena(at) = into {
             self.arena(at.device).set_filled(at.page, progress.pages);
         }

@@ -1,12 +1,12 @@
-//! The kernel's two files about this process's own memory, kept open.
+//! The kernel's three files about this process's own memory, kept open.
 //!
-//! `pagemap` says what is mapped, `mem` reads a page whatever its protection. They are opened once,
-//! because later may be too late: a program lowers its limit on open files or uses it up, changes its
+//! `pagemap` says what is present, `mem` reads a page whatever its protection, `smaps` lists the mappings.
+//! They are opened once, because later may be too late: a program lowers its limit on open files or uses it up, changes its
 //! user (and `/proc/self` is root's from then on), or goes where no `/proc` is mounted. And a
 //! descriptor that came and went with each call would have a low number for a moment, which the
 //! program may close, or put a file of its own under, while we read from it.
 //!
-//! A descriptor refers to the memory of the process that opened it. In the child of a fork both are
+//! A descriptor refers to the memory of the process that opened it. In the child of a fork all are
 //! opened anew ([`ProcFiles::renew`]): the parent's pages, or nothing once the parent has ended, would
 //! be taken for the child's.
 
@@ -18,6 +18,8 @@ use std::ffi::CStr;
 use std::fmt;
 
 const MEM: &CStr = c"/proc/self/mem";
+/// See [`crate::vmas`].
+pub(crate) const SMAPS: &CStr = c"/proc/self/smaps";
 
 /// Which file could not be opened, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +54,11 @@ impl std::error::Error for ProcError {}
 pub struct ProcFiles {
     pagemap: OwnedFd,
     mem: OwnedFd,
+    smaps: OwnedFd,
 }
 
 impl ProcFiles {
-    /// Opens both, under numbers of `at_least` or above if there are any free.
+    /// Opens all, under numbers of `at_least` or above if there are any free.
     ///
     /// # Errors
     /// [`ProcError`].
@@ -63,17 +66,19 @@ impl ProcFiles {
         Ok(Self {
             pagemap: moved_up(open_file(pagemap::PATH)?, at_least),
             mem: moved_up(open_file(MEM)?, at_least),
+            smaps: moved_up(open_file(SMAPS)?, at_least),
         })
     }
 
-    /// Opens both for this process in the place of those that it has inherited by a fork, under the
+    /// Opens all for this process in the place of those that it has inherited by a fork, under the
     /// same numbers. To be called while there is one thread.
     ///
     /// # Errors
     /// [`ProcError`]. A number is then not open.
     pub fn renew(&self) -> Result<(), ProcError> {
         renew(&self.pagemap, pagemap::PATH)?;
-        renew(&self.mem, MEM)
+        renew(&self.mem, MEM)?;
+        renew(&self.smaps, SMAPS)
     }
 
     /// For [`pagemap::scan_in`].
@@ -84,6 +89,11 @@ impl ProcFiles {
     /// This process's memory, as a file.
     pub fn mem(&self) -> BorrowedFd<'_> {
         self.mem.as_fd()
+    }
+
+    /// This process's mappings, as a file.
+    pub fn smaps(&self) -> BorrowedFd<'_> {
+        self.smaps.as_fd()
     }
 
     /// Reads `to` from `address` on, whatever the protection there; `false` if not all can be read.

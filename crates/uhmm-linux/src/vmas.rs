@@ -4,12 +4,12 @@
 //! it is right for mappings that nobody changes meanwhile. What lies below the range is walked too, page
 //! tables included: for where time matters, there is `pagemap`.
 
-use rustix::io::Errno;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Error};
+use crate::proc_files::{ProcError, SMAPS};
+use rustix::fd::BorrowedFd;
+use rustix::io::{self, Errno};
+use rustix::mm::MprotectFlags;
+use std::io::{BufRead, BufReader, Error, Read};
 use std::ops::Range;
-
-use crate::proc_files::ProcError;
 
 /// One mapping, or the part of it that lies in the range asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,17 @@ impl Vma {
         self.flags.split_ascii_whitespace().any(|has| has == flag)
     }
 
+    /// What the program may do with it.
+    pub fn protection(&self) -> MprotectFlags {
+        let each = [
+            ('r', MprotectFlags::READ),
+            ('w', MprotectFlags::WRITE),
+            ('x', MprotectFlags::EXEC),
+        ];
+        let allowed = each.into_iter().filter(|(letter, _)| self.may(*letter));
+        allowed.map(|(_, flag)| flag).collect()
+    }
+
     /// Whether it is a file's, or a device's, or the kernel's own.
     pub fn is_backed(&self) -> bool {
         let special = self.name.starts_with('[')
@@ -51,19 +62,35 @@ impl Vma {
     }
 }
 
-/// All mappings that have a byte in `range`, in ascending order.
+/// All mappings that have a byte in `range`, in ascending order, as the file `smaps` has it. One thread
+/// at a time.
 ///
 /// # Errors
-/// The file cannot be opened or read.
-pub fn in_range(range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
-    let failed = |error: &Error| ProcError {
-        path: c"/proc/self/smaps",
+/// The file cannot be read.
+pub fn in_range(smaps: BorrowedFd<'_>, range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
+    let lines = BufReader::with_capacity(1 << 16, FromStart(smaps, 0));
+    parse(lines, range).map_err(|error| ProcError {
+        path: SMAPS,
         errno: error
             .raw_os_error()
             .map_or(Errno::IO, Errno::from_raw_os_error),
-    };
-    let file = File::open("/proc/self/smaps").map_err(|error| failed(&error))?;
-    parse(BufReader::new(file), range).map_err(|error| failed(&error))
+    })
+}
+
+/// A file that is read from its start, and has no position of its own.
+struct FromStart<'a>(BorrowedFd<'a>, u64);
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let read = loop {
+            match io::pread(self.0, &mut *to, self.1) {
+                Err(Errno::INTR) => {}
+                read => break read.map_err(Error::from)?,
+            }
+        };
+        self.1 += read as u64;
+        Ok(read)
+    }
 }
 
 fn parse(smaps: impl BufRead, range: &Range<usize>) -> std::io::Result<Vec<Vma>> {
@@ -112,6 +139,7 @@ fn header(line: &str) -> Option<Vma> {
 mod tests {
     use super::*;
     use crate::mapping::Mapping;
+    use crate::proc_files::ProcFiles;
     use rustix::mm::MprotectFlags;
 
     #[test]
@@ -122,7 +150,9 @@ mod tests {
         map.protect(3 * 4096, 2 * 4096, MprotectFlags::READ)
             .unwrap();
         let at = |page: usize| map.address() + page * 4096;
-        let found = in_range(&(at(1)..at(7))).unwrap();
+        let files = ProcFiles::open(0).unwrap();
+        let in_range = |range| in_range(files.smaps(), &range).unwrap();
+        let found = in_range(at(1)..at(7));
         let ranges: Vec<_> = found.iter().map(|vma| vma.range.clone()).collect();
         assert_eq!(ranges, [at(1)..at(3), at(3)..at(5), at(5)..at(7)]);
         let writable: Vec<_> = found.iter().map(|vma| vma.may('w')).collect();
@@ -133,7 +163,13 @@ mod tests {
             assert!(!vma.is_backed());
             assert!(vma.given_name().is_none_or(|name| name == "uhmm-test"));
         }
-        assert_eq!(in_range(&(0..4096)).unwrap(), []);
+        let protection: Vec<_> = found.iter().map(Vma::protection).collect();
+        let all = MprotectFlags::READ | MprotectFlags::WRITE;
+        assert_eq!(protection, [all, MprotectFlags::READ, all]);
+        assert_eq!(in_range(0..4096), []);
+        map.protect(0, 4096, MprotectFlags::empty()).unwrap();
+        let again = in_range(at(0)..at(2));
+        assert_eq!(again[0].protection(), MprotectFlags::empty(), "read anew");
     }
 
     #[test]

@@ -8,13 +8,15 @@
 //!
 //! 1. What the kernel knows of the range is looked at; what does not fit is refused, and nothing has
 //!    been done.
-//! 2. Inside the gate (no fork comes between): the range is taken in, and is registered. From now on a
-//!    touch of a missing page is served.
+//! 2. The range is taken in, and is registered. From now on a touch of a missing page is served.
 //! 3. What is present becomes the space's, as pages in RAM, above the budget if need be.
-//! 4. The range is noted with the regions, and so open to requests: nobody takes a page for a hole that is
-//!    not known yet.
+//! 4. The range is noted with the regions, with the protection that it has, and so open to requests: nobody
+//!    takes a page for a hole that is not known yet.
 //!
-//! On the way out the range is taken from the regions first. Then it goes from the front, some pages at a time, each step inside the gate on its own
+//! All of it with the regions locked, inside the gate: no fork comes between, nor a call of the program's
+//! that changes the mapping.
+//!
+//! The way out goes from the front, some pages at a time, each step with the lock and the gate on its own
 //! (`uhmm_core::adopt`). A fork between two steps finds the rest managed, in the child too. Threads of
 //! the program may touch any of it at any time, and find what they have written.
 //!
@@ -24,21 +26,19 @@
 use crate::build::Space;
 use crate::device_memory::{DeviceId, Usage};
 use crate::hint::{Hint, HintError};
-use crate::memory::{Protection, attributes};
+use crate::memory::{adopted_attributes, pages_around};
 use crate::migrate::{MigrateError, Migrated, Place};
-use crate::range::{RangeError, whole_pages};
+use crate::range::{RangeError, refused, whole_pages};
 use crate::view::{View, ViewError};
 use std::fmt;
+use std::iter;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::error;
-use uhmm_core::fault::Scratch;
-use uhmm_core::regions::Attributes;
 pub use uhmm_linux::adopt::Unfit;
-use uhmm_linux::adopt::Wishes;
-use uhmm_linux::signals::Blocked;
 use uhmm_linux::stack;
+use uhmm_linux::vmas::Vma;
 
 /// Why memory is not adopted. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,13 +139,12 @@ pub struct Adopted {
     len: usize,
     /// The pages that have not been given back.
     pages: PageRange,
-    wishes: Wishes,
 }
 
 impl Space {
     /// Manages `len` bytes that the program has mapped itself, at their address: private anonymous
-    /// memory (a large block of `malloc`, a mapping, an arena) that may be read and written, on whole
-    /// pages. What is in it stays. Other threads may use it meanwhile.
+    /// memory (a large block of `malloc`, a mapping, an arena), on whole pages, whatever its protection.
+    /// What is in it stays. Other threads may use it meanwhile.
     ///
     /// It counts towards the budget with all that is in RAM, and reclaim pushes out what is too much.
     ///
@@ -155,48 +154,46 @@ impl Space {
     /// # Safety
     /// As long as it is adopted,
     ///
-    /// - the memory stays mapped, with the protection that it has: nobody unmaps, remaps, locks or
-    ///   protects it, or keeps it out of children, and a block is not given back to its allocator;
+    /// - the memory stays mapped, as it is: nobody unmaps, remaps or locks it, or keeps it out of children,
+    ///   and a block is not given back to its allocator. Its protection is changed, and its contents are
+    ///   dropped, by way of [`Memory::around_protect`] and [`Memory::around_discard`] alone;
     /// - uhmm itself uses none of it: no device of the space, no notifier and no fault handler has its
     ///   data there, and it is not the heap that they allocate from. (A block of its own is fine, the
     ///   heap as a whole is not.)
     ///
     /// Nobody passes parts of it to a system call that takes no faults of user space in the kernel,
     /// unless it is pinned.
+    ///
+    /// [`Memory::around_protect`]: crate::memory::Memory::around_protect
+    /// [`Memory::around_discard`]: crate::memory::Memory::around_discard
     pub unsafe fn adopt(&self, address: *mut u8, len: usize) -> Result<Adopted, AdoptError> {
         let range = whole_pages(address as usize, len)?;
-        let (core, mmu) = (self.core(), self.core().mmu());
+        let mmu = self.core().mmu();
         let own = stack::range();
         if own.is_some_and(|own| range.start < own.end && own.start < range.end) {
             return Err(AdoptError::OwnStack);
         }
-        let wishes = mmu.check_fit(&range)?;
-        let (pages, room) = (mmu.count_present(range.clone()), core.room());
-        if pages > room {
-            return Err(AdoptError::NoRoom { pages, room });
+        let mut call = self.memory().call_soon().map_err(refused)?;
+        if mmu.is_own(&range) {
+            return Err(Unfit::Ours.into());
         }
-        let signals = Blocked::all();
-        let inside = core.inside().map_err(RangeError::from)?;
-        let coming = mmu.take_in(&range)?;
-        let adopted = Adopted {
+        if mmu.is_adopted(&range) {
+            return Err(Unfit::Adopted.into());
+        }
+        let vmas = mmu.mappings(&range)?;
+        if let Some(unfit) = vmas.iter().find_map(Vma::unfit) {
+            return Err(unfit.into());
+        }
+        self.check_room(iter::once(&range))?;
+        let piece = |vma: &Vma| (pages_around(&vma.range), adopted_attributes(vma, true));
+        let pieces = vmas.iter().map(piece).collect();
+        self.memory().take_in(&mut call, &range, pieces)?;
+        Ok(Adopted {
             space: self.clone(),
             address: range.start,
             len,
-            pages: coming.pages,
-            wishes,
-        };
-        if let Err(unfit) = mmu.serve(range) {
-            // What is registered of it is given back, and that passes the gate by itself.
-            drop((inside, signals));
-            drop(adopted);
-            return Err(unfit.into());
-        }
-        inside.adopt(adopted.pages);
-        drop(coming);
-        let access = attributes(Protection::READ | Protection::WRITE);
-        self.memory()
-            .open_adopted(&inside, &[(adopted.pages, access)]);
-        Ok(adopted)
+            pages: pages_around(&range),
+        })
     }
 }
 
@@ -286,78 +283,10 @@ impl Adopted {
 
     /// Gives back all that is left.
     fn hand_back(&mut self, patience: Option<Duration>) -> Result<(), ReleaseError> {
-        if self.pages.len == 0 {
-            return Ok(());
-        }
-        let (space, start) = (self.space.clone(), Instant::now());
-        let was = self.close(patience, start)?;
-        let done = space.off_managed_stack(|| {
-            let mut scratch = Scratch::default();
-            while self.pages.len > 0 {
-                match self.step(&mut scratch) {
-                    Ok(0) | Err(error::RangeError::Forking) => {}
-                    Ok(_) => continue,
-                    Err(_) => return Err(ReleaseError::InNotifier),
-                }
-                if patience.is_some_and(|patience| start.elapsed() > patience) {
-                    return Err(ReleaseError::StillAdopted(self.pages.bytes()));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Ok(())
-        });
-        if done.is_err() {
-            self.open_again(was);
-            return done;
-        }
-        let whole = self.address..self.address + self.len;
-        let mmu = space.core().mmu();
-        mmu.let_the_kernel_at(whole, &self.wishes);
+        let (space, pages) = (&self.space, &mut self.pages);
+        space.off_managed_stack(|| space.memory().give_back(pages, true, patience))?;
+        self.pages.len = 0;
         Ok(())
-    }
-
-    /// Closes it to requests; returns what the regions said of it.
-    fn close(
-        &self,
-        patience: Option<Duration>,
-        start: Instant,
-    ) -> Result<Vec<(PageRange, Attributes)>, ReleaseError> {
-        loop {
-            match self.space.memory().close_adopted(self.pages) {
-                Ok(was) => return Ok(was),
-                Err(error::RangeError::Forking) => {}
-                Err(_) => return Err(ReleaseError::InNotifier),
-            }
-            if patience.is_some_and(|patience| start.elapsed() > patience) {
-                return Err(ReleaseError::StillAdopted(self.pages.bytes()));
-            }
-        }
-    }
-
-    /// Opens what has not been given back to requests again.
-    fn open_again(&self, was: Vec<(PageRange, Attributes)>) {
-        let left = |(piece, attributes): (PageRange, Attributes)| {
-            let start = piece.start.max(self.pages.start);
-            let len = piece.end().0.checked_sub(start.0)?;
-            Some((PageRange::new(start, len as usize), attributes))
-        };
-        let left: Vec<_> = was.into_iter().filter_map(left).collect();
-        let space = &self.space;
-        // A fork ends; this thread was inside the gate a moment ago, so it is in no notifier.
-        while let Err(error) = space.memory().open_again(&left) {
-            debug_assert_eq!(error, error::RangeError::Forking);
-        }
-    }
-
-    /// Gives back what comes next; returns how many pages.
-    fn step(&mut self, scratch: &mut Scratch) -> Result<usize, error::RangeError> {
-        // A signal's handler may touch the pages that this thread has in its hands.
-        let _signals = Blocked::all();
-        let core = self.space.core();
-        let mut let_go = |pages| core.mmu().let_go(pages);
-        let done = core.hand_back(self.pages, scratch, &mut let_go)?;
-        self.pages = PageRange::new(self.pages.start.plus(done), self.pages.len - done);
-        Ok(done)
     }
 }
 

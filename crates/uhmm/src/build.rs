@@ -1,5 +1,6 @@
 //! Building a space, and the parts that make one up.
 
+use crate::device_memory::off_managed_stack;
 use crate::fork;
 use crate::memory::Memory;
 use std::ffi::CStr;
@@ -146,6 +147,23 @@ pub(crate) struct Inner {
     pub(crate) kind: Engine,
     pub(crate) memory: Memory,
     pub(crate) core: Arc<CoreSpace>,
+}
+
+impl Drop for Inner {
+    /// What is on devices of memory that the program had before is its own again.
+    fn drop(&mut self) {
+        let mmu = self.core.mmu();
+        if mmu.adopted().into_iter().next().is_none() {
+            return;
+        }
+        let mut all = self.core.range();
+        let give_back = || self.memory.give_back(&mut all, false, None);
+        let done = off_managed_stack(mmu, give_back);
+        assert!(
+            done.is_ok() || std::thread::panicking(),
+            "a space ends in a notifier, where it cannot give back what it manages"
+        );
+    }
 }
 
 /// A managed address space. Cloning it is cheap; it ends with its last clone and region.

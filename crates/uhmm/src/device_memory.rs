@@ -256,13 +256,25 @@ impl Space {
     /// Runs `work` on a thread whose stack is not managed: this one, or another. No signal comes
     /// meanwhile, since its handler may touch what is in hand.
     pub(crate) fn off_managed_stack<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        // The other thread would not be known to be in a notifier.
-        if self.check_stack().is_ok() || in_notifier() {
-            let _signals = Blocked::all();
-            return work();
-        }
-        on_another_thread(work)
+        off_managed_stack(self.core().mmu(), work)
     }
+}
+
+/// [`Space::off_managed_stack`], for who has no space.
+pub(crate) fn off_managed_stack<R: Send>(mmu: &LinuxMmu, work: impl FnOnce() -> R + Send) -> R {
+    // The other thread would not be known to be in a notifier.
+    if !is_on_managed_stack(mmu) || in_notifier() {
+        let _signals = Blocked::all();
+        return work();
+    }
+    on_another_thread(work)
+}
+
+/// Whether a fault of this very thread would be the space's to serve.
+pub(crate) fn is_on_managed_stack(mmu: &LinuxMmu) -> bool {
+    let here = 0u8;
+    let here = std::ptr::from_ref(&here) as usize;
+    mmu.page_at(here).is_some()
 }
 
 /// Runs `work` on a thread that takes no signals, and waits for it.

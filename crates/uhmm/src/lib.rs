@@ -30,7 +30,7 @@
 //! | say how it is used | [`Span::advise`], [`Region::advise`] with a [`Hint`]; [`Region::free_eagerly`] |
 //! | keep pages where they are for I/O | [`Region::pin`], [`Region::pin_mut`], [`Space::pin_pages`] |
 //! | let a device reach memory by the program's addresses | [`Space::mirror`], which is `unsafe`: the device asks nobody |
-//! | manage memory that is mapped already | [`Space::adopt`], at its own address, until the [`Adopted`] is released |
+//! | manage memory that is mapped already | [`Space::adopt`], at its own address, until the [`Adopted`] is released; [`Space::manage`], on demand, until it is unmapped |
 //! | do without privileges | [`Builder::engine`] with [`Engine::Signal`]: threads serve their own faults |
 //! | see how it fares | [`Space::statistics`]: counters as plain values, and a few lines for people |
 //! | hear what happens | [`Space::events`]: devices, migrations, lost pages, pressure, as they come |
@@ -66,6 +66,7 @@ mod fork;
 mod hint;
 #[doc(hidden)]
 pub mod internals;
+mod manage;
 pub mod memory;
 pub mod migrate;
 pub mod mirror;

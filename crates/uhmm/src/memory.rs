@@ -23,6 +23,7 @@
 //! ```
 
 mod adopted;
+mod around;
 mod fork;
 
 use crate::adopt::IsAdopted;
@@ -39,11 +40,14 @@ use uhmm_core::events;
 use uhmm_core::hints::Hints;
 use uhmm_core::mirror::Event;
 use uhmm_core::ranges::Inside;
-use uhmm_core::regions::{Attributes, Regions};
+use uhmm_core::regions::{Adoption, Attributes, Regions};
 use uhmm_linux::engine::bell;
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
 use uhmm_linux::protection::MprotectFlags;
 use uhmm_linux::signals::Blocked;
+use uhmm_linux::vmas::Vma;
+
+pub(crate) use adopted::pages_around;
 
 /// What a program may do with a range: read, write, execute.
 pub use uhmm_linux::protection::MprotectFlags as Protection;
@@ -540,13 +544,25 @@ fn discard_soon(call: &Call<'_>, pages: PageRange) -> io::Result<()> {
     }
 }
 
-pub(crate) fn attributes(protection: Protection) -> Attributes {
+fn attributes(protection: Protection) -> Attributes {
     Attributes {
         protection: MprotectFlags::bits(&protection),
         wipe_on_fork: false,
         not_in_child: false,
         foreign: false,
         hints: Hints::NONE,
+        adopted: None,
+    }
+}
+
+/// Those of memory that is adopted, with a handle or without.
+pub(crate) fn adopted_attributes(vma: &Vma, guarded: bool) -> Attributes {
+    Attributes {
+        adopted: Some(Adoption {
+            guarded,
+            huge: vma.wants_huge(),
+        }),
+        ..attributes(vma.protection())
     }
 }
 

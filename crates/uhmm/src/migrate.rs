@@ -1,7 +1,7 @@
 //! Moving pages by request, with addresses.
 
 use crate::build::Space;
-use crate::device_memory::DeviceId;
+use crate::device_memory::{DeviceId, is_on_managed_stack};
 use crate::range::RangeError;
 use std::fmt;
 use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
@@ -233,9 +233,7 @@ impl Space {
 
     /// Whoever holds claims must not fault on managed memory.
     pub(crate) fn check_stack(&self) -> Result<(), MigrateError> {
-        let here = 0u8;
-        let here = std::ptr::from_ref(&here) as usize;
-        if self.core().mmu().page_at(here).is_some() {
+        if is_on_managed_stack(self.core().mmu()) {
             return Err(MigrateError::ManagedStack);
         }
         Ok(())

@@ -64,10 +64,6 @@ fn memory_that_is_not_plain() {
         refused(&space, at(page), 1, why);
         refused(&space, at(0), 64, why);
     };
-    for protection in [libc::PROT_NONE, libc::PROT_READ] {
-        own.protect(20..21, protection);
-        refused_page(20, Unfit::NoAccess);
-    }
     own.protect(20..21, ACCESS | libc::PROT_EXEC);
     refused_page(20, Unfit::Executable);
     own.protect(20..21, ACCESS);
