@@ -339,8 +339,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a tracked page is written to unseen",
         edits: &[edit(
             RANGE_FAULT,
-            "                write: write && duplicate.is_none(),",
-            "                write: write || duplicate.is_none(),",
+            "Mapped::ram(write && duplicate.is_none())",
+            "Mapped::ram(write || duplicate.is_none())",
         )],
         tests: rules("r14_a_tracked r14_permissions_of"),
     },

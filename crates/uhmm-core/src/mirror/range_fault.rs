@@ -87,6 +87,11 @@ pub enum Mapped {
     Ram {
         /// It may be written to.
         write: bool,
+        /// It is the kernel's page of zeros, which many mappings share.
+        zero: bool,
+        /// Of the mapping that it is part of, which begins on a multiple of its size: 2 to this power
+        /// pages. 0, but for huge pages: 9 is 2 MiB, 18 is 1 GiB.
+        order: u8,
     },
     /// A page of a device: of the mirror's owner, or one that the CPU maps, whose ever it is.
     Device {
@@ -95,6 +100,17 @@ pub enum Mapped {
         /// It may be written to.
         write: bool,
     },
+}
+
+impl Mapped {
+    /// An ordinary page in RAM.
+    pub const fn ram(write: bool) -> Self {
+        Self::Ram {
+            write,
+            zero: false,
+            order: 0,
+        }
+    }
 }
 
 /// What one look at a page came to.
@@ -194,9 +210,7 @@ impl<M: Mmu> Space<M> {
             State::System {
                 duplicate: Some(_), ..
             } if to_write => Look::Tracked,
-            State::System { duplicate, .. } => Look::Is(Mapped::Ram {
-                write: write && duplicate.is_none(),
-            }),
+            State::System { duplicate, .. } => Look::Is(Mapped::ram(write && duplicate.is_none())),
             State::Coherent(at) => device(at),
             State::Private(at) if owner.is_some() && self.owner(at.device) == owner => device(at),
             _ if !need.fault => Look::Is(Mapped::Nothing),

@@ -19,7 +19,7 @@ use uhmm_core::mirror::{
 use uhmm_sim::Fault;
 use uhmm_testkit::Rng;
 
-const RAM: Mapped = Mapped::Ram { write: true };
+const RAM: Mapped = Mapped::ram(true);
 /// The owner of the private device of [`Three`].
 const OWNER: Owner = Owner(7);
 
@@ -360,7 +360,7 @@ impl Run {
     fn write_one(&self, table: &mut Locked<'_>, rng: &mut Rng) -> bool {
         let page = PAGES / 2 + rng.below(PAGES as u64 / 2) as usize;
         let may = match table.entries.get(&number(page)) {
-            Some(Mapped::Ram { write }) => *write,
+            Some(Mapped::Ram { write, .. }) => *write,
             Some(Mapped::Device { at, write }) => *write && at.device != DEVICE_PRIVATE,
             _ => false,
         };

@@ -32,7 +32,7 @@ const MAY_ALL: Permission = Permission {
     read: true,
     write: true,
 };
-const RAM: Mapped = Mapped::Ram { write: true };
+const RAM: Mapped = Mapped::ram(true);
 
 /// What a device of `owner` may map, where the program may do `permission`.
 fn look(
@@ -214,7 +214,7 @@ fn r14_needs_are_of_all_pages_and_of_each_besides() {
         each: &[Need::SNAPSHOT, Need::READ],
     };
     let found = look(&world.space, &request, MAY_ALL, None).unwrap();
-    let tracked = Mapped::Ram { write: false };
+    let tracked = Mapped::ram(false);
     assert_eq!(found, [tracked, RAM, tracked, tracked]);
     assert!(duplicate(&world, 0).is_some() && duplicate(&world, 1).is_none());
 }
@@ -268,10 +268,7 @@ fn r14_a_tracked_page_is_mapped_to_read_or_its_tracking_ends() {
     let world = read_again(8);
     let space = &world.space;
     let faults = counters(space)[..4].to_vec();
-    assert_eq!(
-        one(space, 3, Need::READ, None),
-        Mapped::Ram { write: false }
-    );
+    assert_eq!(one(space, 3, Need::READ, None), Mapped::ram(false));
     assert!(duplicate(&world, 3).is_some());
     assert_eq!(one(space, 3, Need::WRITE, None), RAM);
     assert!(duplicate(&world, 3).is_none() && !world.mmu().is_tracked(number(3)));
@@ -290,7 +287,7 @@ fn r14_a_tracked_page_is_mapped_to_read_or_its_tracking_ends() {
     world.push_out();
     assert_eq!(
         populate(&mirror, 5, 1, Need::READ),
-        Ok(vec![Mapped::Ram { write: false }])
+        Ok(vec![Mapped::ram(false)])
     );
     mirror
         .lock()
@@ -321,7 +318,7 @@ fn r14_permissions_of_the_program_are_the_devices() {
         let rounds = space.range_fault(&request, &allowed, None, &mut scratch, &mut found);
         rounds.map(|_| found.clone())
     };
-    let read_only = Mapped::Ram { write: false };
+    let read_only = Mapped::ram(false);
     let there = |page| on_device(&three, page, false);
     let all = ask(range(0, 16), Need::SNAPSHOT).unwrap();
     assert_eq!(
@@ -491,7 +488,7 @@ fn r14_permissions_are_looked_at_again_when_they_change() {
     };
     let install = |_: &mut Locked<'_>, found: &[Mapped]| found.to_vec();
     let done = mirror.range_fault(&request, look, &mut Scratch::default(), install);
-    assert_eq!(done, Ok((vec![Mapped::Ram { write: false }; 4], 0)));
+    assert_eq!(done, Ok((vec![Mapped::ram(false); 4], 0)));
     assert_eq!((looks, listener.take().len()), (2, 1));
     let refused = |_| Err(MirrorError::Forking);
     let done = mirror.range_fault(&request, refused, &mut Scratch::default(), install);

@@ -143,7 +143,7 @@ impl Mirror<'_, PageTable> {
         ) -> Result<(), MirrorError>,
     ) -> Result<usize, MirrorError> {
         let does = |mapped| match mapped {
-            Mapped::Ram { write } | Mapped::Device { write, .. } => write || !need.write,
+            Mapped::Ram { write, .. } | Mapped::Device { write, .. } => write || !need.write,
             Mapped::Nothing | Mapped::Error => false,
         };
         let mut rounds = 0;

@@ -60,12 +60,12 @@ fn a_snapshot_faults_nothing_in() {
         let at = || before[page].device_page().unwrap();
         let expected = match page {
             0..4 | 16..20 => Mapped::Nothing,
-            4..8 => Mapped::Ram { write: true },
+            4..8 => Mapped::ram(true),
             8..16 => Mapped::Device {
                 at: at(),
                 write: true,
             },
-            20..24 => Mapped::Ram { write: false },
+            20..24 => Mapped::ram(false),
             _ => Mapped::Error,
         };
         assert_eq!(*found, expected, "page {page}");
@@ -157,7 +157,7 @@ fn each_page_is_brought_as_it_is_needed() {
             });
         range.unwrap()
     };
-    let ram = Mapped::Ram { write: true };
+    let ram = Mapped::ram(true);
     let nothing = Mapped::Nothing;
     let (found, rounds) = look(&[Need::SNAPSHOT, Need::READ]);
     assert_eq!((found, rounds), (vec![nothing, ram, nothing, nothing], 1));
@@ -216,7 +216,7 @@ fn a_device_that_reads_leaves_a_duplicate_and_one_that_writes_ends_it() {
     let is_tracked = |page| world.state(page).is_tracked();
     assert!((0..PAGES).all(is_tracked));
     let snapshot = mirror.snapshot(world.address, world.len()).unwrap();
-    assert_eq!(snapshot, vec![Mapped::Ram { write: false }; PAGES]);
+    assert_eq!(snapshot, vec![Mapped::ram(false); PAGES]);
     let copies = mood.copies_in.load(SeqCst);
     mirror.write(world.at(3) + 5, &[1]).unwrap();
     assert!((0..PAGES).all(|page| is_tracked(page) == (page != 3)));
