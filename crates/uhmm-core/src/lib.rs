@@ -21,6 +21,7 @@ pub mod evict;
 pub mod failure;
 pub mod fault;
 pub mod fault_here;
+pub mod foreign;
 pub mod fork;
 pub mod frames;
 mod gate;
@@ -46,6 +47,7 @@ pub mod stats;
 mod stay;
 mod store;
 pub mod usage;
+pub mod user_copy;
 pub mod view;
 pub mod walk;
 

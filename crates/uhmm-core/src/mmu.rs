@@ -9,6 +9,7 @@
 //! moves the physical page; no byte is copied.
 
 use crate::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
+use crate::foreign::ForeignMemory;
 use crate::frames::Frame;
 use crate::stats::Stats;
 use std::ops::Deref;
@@ -70,11 +71,12 @@ pub enum Tracking {
     Writes,
 }
 
-/// The CPU's page tables, the frame pool's memory, and waiting.
+/// The CPU's page tables, the frame pool's memory, and waiting; what is about memory that the space does
+/// not manage is in [`ForeignMemory`].
 ///
 /// Calls on distinct pages may run at the same time. The core never makes two calls that change
 /// the same page at once: the entry's Migrating state excludes that.
-pub trait Mmu: Send + Sync {
+pub trait Mmu: ForeignMemory + Send + Sync {
     /// A table of zeroed words that costs memory only where it is used.
     type Table: Deref<Target = [AtomicU64]> + Send + Sync;
 
@@ -120,8 +122,9 @@ pub trait Mmu: Send + Sync {
     /// not tracked.
     fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]);
 
-    /// Whether a page that is claimed, and that no entry knows of, is the space's: for as long as it is
-    /// claimed. All that are in the space are, unless the MMU also has pages that come and go.
+    /// Whether a page is the space's: all that are in the space are, unless the MMU also has pages that come
+    /// and go. That is so for as long as a page is claimed that no entry knows of, and for as long as a
+    /// mirror's table is locked, since whoever takes pages in or lets them go tells mirrors first.
     fn manages(&self, _page: PageNo) -> bool {
         true
     }

@@ -57,10 +57,10 @@ pub const fn features(engine: Kind) -> u64 {
 static ZEROS: PageData = PageData::ZERO;
 
 /// Descriptors that an MMU has open.
-pub const DESCRIPTORS: usize = 4;
+pub const DESCRIPTORS: usize = 5;
 
 /// The lowest number for our descriptors: high, if the limit on open files allows.
-fn high_fd() -> RawFd {
+pub(crate) fn high_fd() -> RawFd {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.map_or(900, |limit| {
         limit.saturating_sub(DESCRIPTORS as u64).min(900) as RawFd
@@ -218,7 +218,7 @@ impl LinuxMmu {
     }
 
     /// Calls `each` for the parts of `pages` that are managed, with their addresses.
-    fn each_managed(&self, pages: PageRange, mut each: impl FnMut(Range<usize>)) {
+    pub(crate) fn each_managed(&self, pages: PageRange, mut each: impl FnMut(Range<usize>)) {
         let mut rest = pages;
         while rest.len > 0 {
             let managed = self.managed(rest);
@@ -293,9 +293,10 @@ impl LinuxMmu {
 
     /// The numbers of all our descriptors, which nobody else may close or use.
     pub fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
-        let files = [self.files.pagemap(), self.files.mem(), self.files.smaps()];
-        let [pagemap, mem, smaps] = files.map(|file| file.as_raw_fd());
-        [self.uffd.fd().as_raw_fd(), pagemap, mem, smaps]
+        let files = &self.files;
+        let files = [files.pagemap(), files.mem(), files.smaps(), files.maps()];
+        let [pagemap, mem, smaps, maps] = files.map(|file| file.as_raw_fd());
+        [self.uffd.fd().as_raw_fd(), pagemap, mem, smaps, maps]
     }
 
     /// Where the counters live.

@@ -1,8 +1,8 @@
-//! The kernel's three files about this process's own memory, kept open.
+//! The kernel's files about this process's own memory, kept open.
 //!
-//! `pagemap` says what is present, `mem` reads a page whatever its protection, `smaps` lists the mappings.
-//! They are opened once, because later may be too late: a program lowers its limit on open files or uses it up, changes its
-//! user (and `/proc/self` is root's from then on), or goes where no `/proc` is mounted. And a
+//! `pagemap` says what is present, `mem` reads a page whatever its protection, `smaps` lists the mappings with
+//! all there is to say of them, and of `maps` a single one can be asked for. They are opened once, because
+//! later may be too late: a program lowers its limit on open files or uses it up, changes its user (and `/proc/self` is root's from then on), or goes where no `/proc` is mounted. And a
 //! descriptor that came and went with each call would have a low number for a moment, which the
 //! program may close, or put a file of its own under, while we read from it.
 //!
@@ -11,6 +11,7 @@
 //! be taken for the child's.
 
 use crate::abi::{last_errno, pagemap};
+use crate::mmu::high_fd;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{self, Errno};
@@ -20,6 +21,8 @@ use std::fmt;
 const MEM: &CStr = c"/proc/self/mem";
 /// See [`crate::vmas`].
 pub(crate) const SMAPS: &CStr = c"/proc/self/smaps";
+/// See [`crate::outlines`].
+pub(crate) const MAPS: &CStr = c"/proc/self/maps";
 
 /// Which file could not be opened, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +52,24 @@ impl fmt::Display for ProcError {
 
 impl std::error::Error for ProcError {}
 
+impl ProcError {
+    /// The file is open, and cannot be read.
+    pub(crate) fn reading(path: &'static CStr, error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        Self {
+            path,
+            errno: errno.unwrap_or(Errno::IO),
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct ProcFiles {
     pagemap: OwnedFd,
     mem: OwnedFd,
     smaps: OwnedFd,
+    maps: OwnedFd,
 }
 
 impl ProcFiles {
@@ -67,6 +82,7 @@ impl ProcFiles {
             pagemap: moved_up(open_file(pagemap::PATH)?, at_least),
             mem: moved_up(open_file(MEM)?, at_least),
             smaps: moved_up(open_file(SMAPS)?, at_least),
+            maps: moved_up(open_file(MAPS)?, at_least),
         })
     }
 
@@ -78,7 +94,8 @@ impl ProcFiles {
     pub fn renew(&self) -> Result<(), ProcError> {
         renew(&self.pagemap, pagemap::PATH)?;
         renew(&self.mem, MEM)?;
-        renew(&self.smaps, SMAPS)
+        renew(&self.smaps, SMAPS)?;
+        renew(&self.maps, MAPS)
     }
 
     /// For [`pagemap::scan_in`].
@@ -94,6 +111,11 @@ impl ProcFiles {
     /// This process's mappings, as a file.
     pub fn smaps(&self) -> BorrowedFd<'_> {
         self.smaps.as_fd()
+    }
+
+    /// This process's mappings, as a file that can be asked for one of them.
+    pub fn maps(&self) -> BorrowedFd<'_> {
+        self.maps.as_fd()
     }
 
     /// Reads `to` from `address` on, whatever the protection there; `false` if not all can be read.
@@ -115,6 +137,11 @@ impl ProcFiles {
 fn open_file(path: &'static CStr) -> Result<OwnedFd, ProcError> {
     open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| ProcError { path, errno })
+}
+
+/// Opens a file for one look at it, out of the way of the program's own descriptors.
+pub(crate) fn open_high(path: &'static CStr) -> Result<OwnedFd, ProcError> {
+    Ok(moved_up(open_file(path)?, high_fd()))
 }
 
 fn moved_up(file: OwnedFd, at_least: RawFd) -> OwnedFd {

@@ -24,6 +24,8 @@ pub struct Vma {
     name: String,
     /// Names of flags, two letters each, as in `smaps`.
     flags: String,
+    /// Bytes of its pages, as in `smaps`.
+    pub page_size: Option<usize>,
 }
 
 impl Vma {
@@ -56,6 +58,11 @@ impl Vma {
         self.inode != 0 || special || ["io", "pf", "mm"].iter().any(|flag| self.has(flag))
     }
 
+    /// Whether it is a file's, with or without a name.
+    pub fn is_file(&self) -> bool {
+        self.inode != 0
+    }
+
     /// Its name, if somebody has given it one; some kernels do not keep names.
     pub fn given_name(&self) -> Option<&str> {
         self.name.strip_prefix("[anon:")?.strip_suffix(']')
@@ -69,12 +76,7 @@ impl Vma {
 /// The file cannot be read.
 pub fn in_range(smaps: BorrowedFd<'_>, range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
     let lines = BufReader::with_capacity(1 << 16, FromStart(smaps, 0));
-    parse(lines, range).map_err(|error| ProcError {
-        path: SMAPS,
-        errno: error
-            .raw_os_error()
-            .map_or(Errno::IO, Errno::from_raw_os_error),
-    })
+    parse(lines, range).map_err(|error| ProcError::reading(SMAPS, &error))
 }
 
 /// A file that is read from its start, and has no position of its own.
@@ -93,7 +95,8 @@ impl Read for FromStart<'_> {
     }
 }
 
-fn parse(smaps: impl BufRead, range: &Range<usize>) -> std::io::Result<Vec<Vma>> {
+/// The mappings in `range`, by the text of `smaps`, or of `maps`.
+pub(crate) fn parse(smaps: impl BufRead, range: &Range<usize>) -> std::io::Result<Vec<Vma>> {
     let mut found: Vec<Vma> = Vec::new();
     let mut inside = false;
     for line in smaps.split(b'\n') {
@@ -102,6 +105,11 @@ fn parse(smaps: impl BufRead, range: &Range<usize>) -> std::io::Result<Vec<Vma>>
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(last) = found.last_mut().filter(|_| inside) {
                 last.flags = flags.trim().to_owned();
+            }
+        } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+            if let Some(last) = found.last_mut().filter(|_| inside) {
+                let kib = size.trim().strip_suffix(" kB").map(str::parse::<usize>);
+                last.page_size = kib.and_then(Result::ok).map(|kib| kib << 10);
             }
         } else if let Some(vma) = header(&line) {
             if vma.range.start >= range.end {
@@ -132,6 +140,7 @@ fn header(line: &str) -> Option<Vma> {
         inode,
         name: words.next().unwrap_or_default().trim().to_owned(),
         flags: String::new(),
+        page_size: None,
     })
 }
 

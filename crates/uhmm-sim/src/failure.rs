@@ -19,6 +19,10 @@ pub enum Call {
     Copy,
     /// [`Mmu::peek`](uhmm_core::mmu::Mmu::peek): answers `false`.
     Peek,
+    /// [`ForeignMemory::look`](uhmm_core::foreign::ForeignMemory::look): answers `false`.
+    Look,
+    /// [`ForeignMemory::populate`](uhmm_core::foreign::ForeignMemory::populate): not now.
+    Populate,
     /// [`Mmu::add_arena`](uhmm_core::mmu::Mmu::add_arena): answers `false`.
     AddArena,
     /// [`Mmu::with_arena`](uhmm_core::mmu::Mmu::with_arena) of an empty slot: answers `false`.
@@ -35,7 +39,7 @@ impl Call {
             Self::Copy => &[Stop::Changing, Stop::NoMemory],
             Self::FillArena => &[Stop::NoMemory],
             // No failure is expected of these in the middle of things.
-            Self::Table | Self::Peek | Self::AddArena => &[],
+            Self::Table | Self::Peek | Self::Look | Self::Populate | Self::AddArena => &[],
         }
     }
 }

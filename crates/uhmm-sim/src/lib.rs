@@ -15,12 +15,14 @@
 
 mod arenas;
 mod failure;
+mod foreign;
 mod memory;
 mod mmu;
 mod pages;
 mod rng;
 
 pub use failure::{Call, Failure};
+pub use foreign::Mapping;
 pub use mmu::SimMmu;
 pub use pages::Fault;
 pub use rng::Rng;

@@ -2,6 +2,7 @@
 
 use crate::arenas::Arenas;
 use crate::failure::{Call, Failure, Failures};
+use crate::foreign::Places;
 use crate::memory::Memory;
 use crate::pages::{Fault, Pages, Physical};
 use std::collections::VecDeque;
@@ -19,10 +20,13 @@ const WAKES: usize = 4096;
 
 /// See the crate's head. All methods may be called by any thread at any time.
 pub struct SimMmu {
-    pages: Mutex<Pages>,
+    pub(crate) pages: Mutex<Pages>,
+    pub(crate) foreign: Mutex<Places>,
+    /// Pages that are mapped as huge ones.
+    pub(crate) huge: Mutex<Vec<PageRange>>,
     frames: Box<[Mutex<Option<Physical>>]>,
     arenas: Mutex<Arenas>,
-    failures: Mutex<Failures>,
+    pub(crate) failures: Mutex<Failures>,
     wakes: Mutex<VecDeque<PageRange>>,
     memory: Mutex<Memory>,
     out_of_memory: AtomicUsize,
@@ -32,7 +36,7 @@ pub struct SimMmu {
     stats: Stats,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -43,6 +47,8 @@ impl SimMmu {
     pub fn new(range: PageRange, budget_pages: usize) -> Self {
         Self {
             pages: Mutex::new(Pages::new(range)),
+            foreign: Mutex::default(),
+            huge: Mutex::default(),
             frames: (0..slots_for(budget_pages))
                 .map(|_| Mutex::default())
                 .collect(),
@@ -138,6 +144,11 @@ impl SimMmu {
             .for_each(|page| space.at(page).protected = !writable);
     }
 
+    /// The kernel maps pages that are there as a huge one.
+    pub fn make_huge(&self, pages: PageRange) {
+        lock(&self.huge).push(pages);
+    }
+
     /// Ends the mapping of `pages`, with what is in them, or makes it anew.
     pub fn map(&self, pages: PageRange, mapped: bool) {
         self.discard(pages);
@@ -209,7 +220,7 @@ impl SimMmu {
     }
 
     /// A new physical page, if there is memory for it.
-    fn new_page(&self, bytes: PageData, arena: bool) -> Result<Physical, Stop> {
+    pub(crate) fn new_page(&self, bytes: PageData, arena: bool) -> Result<Physical, Stop> {
         lock(&self.memory).charge(arena)?;
         let bytes = Box::new(bytes);
         Ok(Physical { bytes, arena })
@@ -300,6 +311,7 @@ impl Mmu for SimMmu {
     fn take(&self, pages: PageRange, into: Home) -> Progress {
         self.each(Call::Take, 0..pages.len, |space, i| {
             let (page, home) = (pages.start.plus(i), into.plus(i));
+            self.check_managed(page)?;
             assert!(
                 !self.home_is_filled(home),
                 "take of {page:?} into {home:?}, which holds a frame"
@@ -312,6 +324,7 @@ impl Mmu for SimMmu {
     fn put(&self, from: Home, pages: PageRange) -> Progress {
         let progress = self.each(Call::Put, 0..pages.len, |space, i| {
             let (home, page) = (from.plus(i), pages.start.plus(i));
+            self.check_managed(page)?;
             assert!(
                 self.home_is_filled(home),
                 "put of {home:?} as {page:?}, which holds no frame"
@@ -327,6 +340,8 @@ impl Mmu for SimMmu {
 
     fn relocate(&self, from: PageRange, to: PageNo) -> Progress {
         self.each(Call::Relocate, 0..from.len, |space, i| {
+            self.check_managed(from.start.plus(i))?;
+            self.check_managed(to.plus(i))?;
             space.at(to.plus(i)).can_be_filled(true)?;
             space.at(to.plus(i)).data = Some(space.at(from.start.plus(i)).take()?);
             Ok(())
@@ -335,6 +350,7 @@ impl Mmu for SimMmu {
 
     fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress {
         let progress = self.each(Call::Copy, 0..from.len(), |space, i| {
+            self.check_managed(at.plus(i))?;
             let page = space.at(at.plus(i));
             page.can_be_filled(false)?;
             page.data = Some(self.new_page(from[i].clone(), false)?);
@@ -381,6 +397,10 @@ impl Mmu for SimMmu {
         let data = place.data.as_mut();
         let data = data.unwrap_or_else(|| panic!("a device writes {page:?}, which is not there"));
         data.bytes.0[offset..offset + from.len()].copy_from_slice(from);
+    }
+
+    fn manages(&self, page: PageNo) -> bool {
+        !self.is_foreign(page)
     }
 
     fn is_writable(&self, page: PageNo) -> bool {

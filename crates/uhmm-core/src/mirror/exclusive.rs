@@ -45,6 +45,9 @@ impl<M: Mmu> Space<M> {
         while at < pages.end() {
             let most = (pages.end().0 - at.0) as usize;
             let late = start.elapsed() > patience(pages.len);
+            if !self.mmu.manages(at) {
+                return Err(MirrorError::NotManaged(at));
+            }
             match self.state(at) {
                 State::Exclusive { holder, .. } if holder == number => at = at.plus(1),
                 State::Poisoned => return Err(MirrorError::Poisoned(at)),

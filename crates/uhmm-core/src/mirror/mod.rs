@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `notifier.rs` | who is told before pages change, and the sequence that shows that they have |
 //! | `range_fault.rs` | what a device may map for each page, with or without faulting it in |
+//! | `foreign.rs` | the same of pages that the space does not manage |
+//! | `table.rs` | [`Table`]: a table that is locked, and what a device does by it |
 //! | `exclusive.rs` | pages that are a device's alone until the program touches them |
 //! | this one | [`Mirror`]: a table with its lock, and the loop that keeps it right (R14) |
 //!
@@ -25,19 +27,19 @@
 //! mirror has failed then, and gives no answers any more.
 
 mod exclusive;
+mod foreign;
 mod notifier;
 mod range_fault;
+mod table;
 
-use crate::addr::{FrameNo, PageData, PageNo, PageRange};
+use crate::addr::{PageData, PageNo, PageRange};
 use crate::device::Owner;
-use crate::entry::State;
 use crate::fault::Scratch;
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 pub(crate) use notifier::Notifiers;
@@ -46,8 +48,10 @@ pub use notifier::{
     Event, IntervalNotifier, Invalidating, Invalidation, Notifier, NotifierError, Sequence,
 };
 pub use range_fault::{Mapped, Need, Permission, RangeFault};
+pub use table::Table;
 
-use notifier::{Barred, Interval, patience};
+use notifier::patience;
+use table::alone_in;
 
 /// A device's page table, as its mirror keeps it.
 pub trait DeviceTable: Send {
@@ -78,6 +82,13 @@ pub enum MirrorError {
     },
     /// The table does not have this page, or not for that: populate it first.
     NotInTable(PageNo),
+    /// This page was in the table, and has gone by a call that the space has not seen; or its file ends
+    /// before it now.
+    Gone(PageNo),
+    /// Nobody but the space can make this page a device's alone, and it does not manage it.
+    NotManaged(PageNo),
+    /// The kernel does not say what is mapped.
+    Unseen,
     /// The process is forking, and the fork does not end; try again.
     Forking,
 }
@@ -108,6 +119,21 @@ impl fmt::Display for MirrorError {
                 f,
                 "the device's table does not have the page at {:#x} for that: fault it in first",
                 at(page)
+            ),
+            Self::Gone(page) => write!(
+                f,
+                "the page at {:#x} has gone: its file is shorter now, or it was unmapped by a system \
+                 call that the space has not seen",
+                at(page)
+            ),
+            Self::NotManaged(page) => write!(
+                f,
+                "the space does not manage the page at {:#x}: adopt it first",
+                at(page)
+            ),
+            Self::Unseen => f.write_str(
+                "the kernel does not say what is mapped: raise the limit on open files (ulimit -n), and \
+                 see that /proc is mounted",
             ),
             Self::Forking => f.write_str(crate::gate::Refused::FORKING),
         }
@@ -161,14 +187,6 @@ pub struct Mirror<'a, M: Mmu, T> {
     notifier: IntervalNotifier<'a, M>,
     table: Arc<Locked<T>>,
     owner: Option<Owner>,
-}
-
-/// The table of a mirror, locked: what it says is so for as long as this lives.
-pub struct Table<'a, M: Mmu, T> {
-    space: &'a Space<M>,
-    interval: &'a Interval,
-    table: MutexGuard<'a, T>,
-    _barred: Barred,
 }
 
 /// What [`Mirror::fault_and_lock`] has found.
@@ -228,12 +246,11 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
         }
         // Poisoned: see the module's head.
         let table = self.table.table.lock().map_err(|_| NotifierError::Failed)?;
-        Ok(Table {
-            space: self.notifier.space,
-            interval: &self.notifier.interval,
+        Ok(Table::new(
+            self.notifier.space,
+            &self.notifier.interval,
             table,
-            _barred: Barred::new(),
-        })
+        ))
     }
 
     /// Brings pages to where the device can map them, as `request` says, and calls `install` with what
@@ -270,11 +287,17 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
         }
         let space = self.notifier.space;
         let start = Instant::now();
+        let is_late = || start.elapsed() > patience(pages.len);
         let (mut found, mut rounds) = (Vec::new(), 0);
         loop {
             let sequence = self.notifier.read_begin()?;
             let allowed = look(pages)?;
-            rounds += space.range_fault(request, &allowed, self.owner, scratch, &mut found)?;
+            match space.range_fault(request, &allowed, self.owner, scratch, &mut found) {
+                Ok(more) => rounds += more,
+                // What is in the way of a page may be that it has just changed.
+                Err(_) if self.notifier.read_retry(sequence) && !is_late() => continue,
+                Err(error) => return Err(error),
+            }
             let table = self.lock()?;
             if !self.notifier.read_retry(sequence) {
                 return Ok(Faulted {
@@ -284,7 +307,7 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
                 });
             }
             drop(table);
-            if start.elapsed() > patience(pages.len) {
+            if is_late() {
                 return Err(NotifierError::Busy.into());
             }
         }
@@ -349,93 +372,9 @@ impl<'a, M: Mmu, T: DeviceTable> Mirror<'a, M, T> {
     }
 }
 
-/// The slot of the frame of `page`, if the mirror with this interval has it alone.
-fn alone_in<M: Mmu>(space: &Space<M>, interval: &Interval, page: PageNo) -> Option<FrameNo> {
-    match space.state(page) {
-        State::Exclusive { frame, holder }
-            if holder == interval.number
-                && interval.pages.contains(page)
-                && !interval.is_removed() =>
-        {
-            Some(frame)
-        }
-        _ => None,
-    }
-}
-
 impl<M: Mmu, T> Drop for Mirror<'_, M, T> {
     fn drop(&mut self) {
         let pages = self.notifier.pages();
         self.notifier.space.end_exclusive_of(&self.notifier, pages);
-    }
-}
-
-impl<M: Mmu, T> Deref for Table<'_, M, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.table
-    }
-}
-
-impl<M: Mmu, T> DerefMut for Table<'_, M, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.table
-    }
-}
-
-impl<M: Mmu, T> Table<'_, M, T> {
-    /// Reads bytes of a page that the table has as mapped by the CPU, from `offset` on, the way a device
-    /// reads memory: while the program may be writing to it.
-    ///
-    /// # Errors
-    /// [`MirrorError::NotInTable`]: it cannot be, since the CPU does not map it.
-    pub fn read(&self, page: PageNo, offset: usize, to: &mut [u8]) -> Result<(), MirrorError> {
-        self.check_mapped(page)?;
-        self.space.mmu.read_mapped(page, offset, to);
-        Ok(())
-    }
-
-    /// Writes to a page that the table has as mapped by the CPU and writable.
-    ///
-    /// # Errors
-    /// As [`Table::read`].
-    pub fn write(&mut self, page: PageNo, offset: usize, from: &[u8]) -> Result<(), MirrorError> {
-        self.check_mapped(page)?;
-        self.space.mmu.write_mapped(page, offset, from);
-        Ok(())
-    }
-
-    /// Gives the bytes of a page that the device has alone to `with`. See [`Mirror::with_exclusive`].
-    ///
-    /// # Errors
-    /// [`MirrorError::NotInTable`]: the device does not have it alone (any more).
-    pub fn with_exclusive<R>(
-        &mut self,
-        page: PageNo,
-        with: impl FnOnce(&mut T, &mut PageData) -> R,
-    ) -> Result<R, MirrorError> {
-        // The lock is held: who ends it waits in the notifier, before the frame is touched.
-        let frame = alone_in(self.space, self.interval, page);
-        let frame = frame.ok_or(MirrorError::NotInTable(page))?;
-        let frame = self.space.pool.claim_limbo(frame);
-        let (mut with, mut result) = (Some(with), None);
-        self.space.mmu.with_frame(&frame, &mut |data| {
-            let with = with.take().expect("called once");
-            result = Some(with(&mut self.table, data));
-        });
-        Ok(result.expect("the frame's bytes were given"))
-    }
-
-    /// A table that was told of everything has no page that is not mapped. One that is in somebody's
-    /// hands is mapped still: they wait in the notifier for the lock that we hold.
-    fn check_mapped(&self, page: PageNo) -> Result<(), MirrorError> {
-        let mapped = self.interval.pages.contains(page)
-            && match self.space.state(page) {
-                State::System { .. } | State::Coherent(_) => true,
-                State::Migrating => self.space.is_present(page),
-                _ => false,
-            };
-        mapped.then_some(()).ok_or(MirrorError::NotInTable(page))
     }
 }

@@ -1,6 +1,7 @@
 //! What a device may map for each page of a range, brought there first where that is asked for
 //! (`hmm_range_fault` in Linux).
 
+use super::foreign::{self, Wanted};
 use super::notifier::{in_notifier, patience};
 use super::{MirrorError, NotifierError};
 use crate::addr::{DeviceAddr, PageNo, PageRange};
@@ -10,6 +11,10 @@ use crate::fault::Scratch;
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::time::Instant;
+
+/// The order of the huge pages that the space itself may have.
+const HUGE_ORDER: u8 = 9;
+const HUGE: u64 = 1 << HUGE_ORDER;
 
 /// What a device needs of a page (`HMM_PFN_REQ_FAULT`, `HMM_PFN_REQ_WRITE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +62,13 @@ pub struct RangeFault<'a> {
 }
 
 impl RangeFault<'_> {
+    /// What it needs of `page`, which is one of them.
+    pub(super) fn need_of(&self, page: PageNo) -> Need {
+        let place = (page.0 - self.pages.start.0) as usize;
+        let own = self.each.get(place).copied().unwrap_or_default();
+        own.or(self.default)
+    }
+
     /// The same need of all pages.
     pub const fn all(pages: PageRange, need: Need) -> Self {
         Self {
@@ -65,6 +77,33 @@ impl RangeFault<'_> {
             each: &[],
         }
     }
+}
+
+/// The parts of `pages` in order: with what the program may do if they are named, and with nothing if
+/// they are not.
+fn parts(
+    pages: PageRange,
+    named: &[(PageRange, Permission)],
+) -> impl Iterator<Item = (PageRange, Option<Permission>)> {
+    let mut at = pages.start;
+    std::iter::from_fn(move || {
+        if at >= pages.end() {
+            return None;
+        }
+        let here = named.iter().find(|(range, _)| range.contains(at));
+        let later = named.iter().map(|(range, _)| range.start);
+        let end = match here {
+            Some((range, _)) => range.end(),
+            None => later
+                .filter(|start| *start > at)
+                .min()
+                .unwrap_or(pages.end()),
+        };
+        let len = (end.min(pages.end()).0 - at.0) as usize;
+        let part = PageRange::new(at, len);
+        at = part.end();
+        Some((part, here.map(|(_, permission)| *permission)))
+    })
 }
 
 /// What the program may do with a page.
@@ -126,8 +165,9 @@ enum Look {
 
 impl<M: Mmu> Space<M> {
     /// Fills `found` with what a device of `owner` may map for each page, and faults in what it needs.
-    /// `allowed` says what the program may do with parts of the range. Returns in how many rounds over
-    /// the range pages had to be faulted in.
+    /// `allowed` says which parts of the range the space manages, and what the program may do with
+    /// them; of what it does not name, the MMU is asked. Returns in how many rounds over the range pages
+    /// had to be faulted in.
     ///
     /// What it says is out of date at once: it counts only if [`IntervalNotifier::read_retry`] says so.
     ///
@@ -146,38 +186,79 @@ impl<M: Mmu> Space<M> {
         if in_notifier() {
             return Err(NotifierError::InNotifier.into());
         }
-        if !self.range().covers(request.pages) {
+        let pages = request.pages;
+        if !self.range().covers(pages) {
             return Err(NotifierError::NotManaged.into());
         }
         let start = Instant::now();
+        let is_late = || start.elapsed() > patience(pages.len);
+        let mut wanted = Wanted::default();
         let mut rounds = 0;
         loop {
             found.clear();
             let mut whole = true;
-            for (i, page) in request.pages.iter().enumerate() {
-                let need = request.each.get(i).copied().unwrap_or_default();
-                let need = need.or(request.default);
-                let is = allowed.iter().find(|(range, _)| range.contains(page));
-                let permission = is.map_or_else(Permission::default, |(_, is)| *is);
-                match self.look_for(page, need, permission, owner)? {
-                    Look::Is(mapped) => found.push(mapped),
-                    other => {
-                        found.push(Mapped::Nothing);
-                        whole = false;
-                        self.bring_for(page, need, &other, scratch)?;
-                        if start.elapsed() > patience(request.pages.len) {
-                            return Err(match self.state(page) {
-                                state if self.lacks_ram(state) => MirrorError::NoRam(page),
-                                _ => NotifierError::Busy.into(),
-                            });
+            for (part, permission) in parts(pages, allowed) {
+                let Some(permission) = permission else {
+                    foreign::look(&self.mmu, request, part, found, &mut wanted)?;
+                    continue;
+                };
+                for page in part.iter() {
+                    let need = request.need_of(page);
+                    match self.look_for(page, need, permission, owner)? {
+                        Look::Is(mapped) => found.push(mapped),
+                        other => {
+                            found.push(Mapped::Nothing);
+                            whole = false;
+                            self.bring_for(page, need, &other, scratch)?;
+                            if is_late() {
+                                return Err(match self.state(page) {
+                                    state if self.lacks_ram(state) => MirrorError::NoRam(page),
+                                    _ => NotifierError::Busy.into(),
+                                });
+                            }
                         }
                     }
                 }
             }
+            if let Some(first) = wanted.first() {
+                if is_late() {
+                    return Err(wanted.too_late(first));
+                }
+                whole = false;
+                wanted.bring(&self.mmu)?;
+            }
             if whole {
+                self.find_huge(pages, allowed, found);
                 return Ok(rounds);
             }
             rounds += 1;
+        }
+    }
+
+    /// Says which of the managed pages that were found are mapped as huge ones. Only where the request
+    /// has a whole one: it is a question more to the kernel.
+    fn find_huge(
+        &self,
+        pages: PageRange,
+        allowed: &[(PageRange, Permission)],
+        found: &mut [Mapped],
+    ) {
+        let managed = parts(pages, allowed).filter(|(_, permission)| permission.is_some());
+        for (part, _) in managed {
+            let start = part.start.0.next_multiple_of(HUGE);
+            let end = part.end().0 / HUGE * HUGE;
+            if start >= end {
+                continue;
+            }
+            let part = PageRange::new(PageNo(start), (end - start) as usize);
+            self.mmu.huge(part, &mut |run| {
+                let first = (run.start.0 - pages.start.0) as usize;
+                for mapped in &mut found[first..first + run.len] {
+                    if let Mapped::Ram { order, .. } = mapped {
+                        *order = HUGE_ORDER;
+                    }
+                }
+            });
         }
     }
 

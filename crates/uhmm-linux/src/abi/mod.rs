@@ -3,6 +3,8 @@
 pub mod futex;
 pub mod numa;
 pub mod pagemap;
+pub mod process_vm;
+pub mod procmap;
 pub mod uffd;
 
 use rustix::io::Errno;

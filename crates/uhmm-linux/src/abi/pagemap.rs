@@ -13,6 +13,8 @@ pub const PATH: &CStr = c"/proc/self/pagemap";
 
 const PAGEMAP_SCAN: rustix::ioctl::Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 
+/// The page is a file's, or of memory that is shared.
+pub const FILE: u64 = 1 << 2;
 /// The page is in memory.
 pub const PRESENT: u64 = 1 << 3;
 /// The page is in the kernel's swap.
@@ -43,6 +45,20 @@ pub fn scan_in(
     pagemap: BorrowedFd<'_>,
     range: Range<usize>,
     any: u64,
+    each: impl FnMut(Range<usize>, u64),
+) -> io::Result<()> {
+    scan_telling(pagemap, range, any, any, each)
+}
+
+/// As [`scan_in`], and tells those of the categories `tell` that the pages of a range have.
+///
+/// # Errors
+/// As [`scan_in`].
+pub fn scan_telling(
+    pagemap: BorrowedFd<'_>,
+    range: Range<usize>,
+    any: u64,
+    tell: u64,
     mut each: impl FnMut(Range<usize>, u64),
 ) -> io::Result<()> {
     let mut regions = [page_region {
@@ -64,7 +80,7 @@ pub fn scan_in(
             category_inverted: 0,
             category_mask: 0,
             category_anyof_mask: any,
-            return_mask: any,
+            return_mask: tell,
         };
         // SAFETY: the argument is the structure of this request; the kernel writes to it and to
         // `regions`, which outlives the call.

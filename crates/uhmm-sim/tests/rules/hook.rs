@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use uhmm_core::addr::{DeviceAddr, FrameNo, Home, PageData, PageNo, PageRange};
+use uhmm_core::foreign::{Foreign, ForeignMemory, Refusal};
 use uhmm_core::frames::Frame;
 use uhmm_core::mmu::{Mmu, Progress, Tracking};
 use uhmm_core::stats::Stats;
@@ -24,6 +25,9 @@ pub enum Op {
     Untrack,
     WithArena,
     Wait,
+    Look,
+    Populate,
+    TryCopy,
 }
 
 type Step = Box<dyn FnOnce() + Send>;
@@ -36,6 +40,12 @@ pub struct HookedMmu {
     pub asked_to_take: AtomicU64,
     /// Calls of [`Mmu::wait`].
     pub waits: AtomicU64,
+    /// Calls of [`ForeignMemory::look`].
+    pub looks: AtomicU64,
+    /// Calls of [`ForeignMemory::populate`].
+    pub populated: AtomicU64,
+    /// Calls of [`ForeignMemory::try_read`] and [`ForeignMemory::try_write`].
+    pub copies: AtomicU64,
 }
 
 impl HookedMmu {
@@ -45,6 +55,9 @@ impl HookedMmu {
             steps: Mutex::default(),
             asked_to_take: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
+            populated: AtomicU64::new(0),
+            copies: AtomicU64::new(0),
         }
     }
 
@@ -81,6 +94,36 @@ impl std::ops::Deref for HookedMmu {
 /// What the simulation allocates for itself, a kernel would not.
 fn kernel<R>(call: impl FnOnce() -> R) -> R {
     allocations::uncounted(call)
+}
+
+impl ForeignMemory for HookedMmu {
+    fn look(&self, pages: PageRange, each: &mut dyn FnMut(PageRange, Foreign)) -> bool {
+        self.looks.fetch_add(1, Relaxed);
+        self.at(Op::Look);
+        self.sim.look(pages, each)
+    }
+
+    fn populate(&self, pages: PageRange, write: bool) -> Result<(), Refusal> {
+        self.at(Op::Populate);
+        self.populated.fetch_add(1, Relaxed);
+        self.sim.populate(pages, write)
+    }
+
+    fn huge(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) {
+        self.sim.huge(pages, each);
+    }
+
+    fn try_read(&self, page: PageNo, offset: usize, to: &mut [u8]) -> usize {
+        self.at(Op::TryCopy);
+        self.copies.fetch_add(1, Relaxed);
+        self.sim.try_read(page, offset, to)
+    }
+
+    fn try_write(&self, page: PageNo, offset: usize, from: &[u8]) -> usize {
+        self.at(Op::TryCopy);
+        self.copies.fetch_add(1, Relaxed);
+        self.sim.try_write(page, offset, from)
+    }
 }
 
 impl Mmu for HookedMmu {
@@ -144,6 +187,10 @@ impl Mmu for HookedMmu {
 
     fn write_mapped(&self, page: PageNo, offset: usize, from: &[u8]) {
         kernel(|| self.sim.write_mapped(page, offset, from));
+    }
+
+    fn manages(&self, page: PageNo) -> bool {
+        self.sim.manages(page)
     }
 
     fn is_writable(&self, page: PageNo) -> bool {
