@@ -30,6 +30,7 @@
 //! | say how it is used | [`Span::advise`], [`Region::advise`] with a [`Hint`]; [`Region::free_eagerly`] |
 //! | keep pages where they are for I/O | [`Region::pin`], [`Region::pin_mut`], [`Space::pin_pages`] |
 //! | let a device reach memory by the program's addresses | [`Space::mirror`], which is `unsafe`: the device asks nobody |
+//! | read and write memory that may not be there | [`Space::read_bytes`], [`Space::write_bytes`]: an error, where the program would be killed |
 //! | manage memory that is mapped already | [`Space::adopt`], at its own address, until the [`Adopted`] is released; [`Space::manage`], on demand, until it is unmapped |
 //! | do without privileges | [`Builder::engine`] with [`Engine::Signal`]: threads serve their own faults |
 //! | see how it fares | [`Space::statistics`]: counters as plain values, and a few lines for people |
@@ -58,6 +59,7 @@
 //!
 //! `tracing`: `Space::trace_events` hands the events on to the `tracing` crate.
 
+mod access;
 mod adopt;
 mod build;
 mod device_memory;
@@ -85,6 +87,7 @@ pub mod typed;
 mod view;
 mod wanted;
 
+pub use access::AccessError;
 pub use adopt::{AdoptError, Adopted, IsAdopted, ReleaseError, Unfit};
 pub use build::{BuildError, Builder, Space};
 pub use device_memory::*;

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
-use uhmm_core::mirror::{Permission, Permissions};
+use uhmm_core::mirror::{MirrorError, NotifierError, Permission, Permissions};
 use uhmm_core::regions::Attributes;
 
 /// What is wrong with a range. Nothing has been done.
@@ -166,6 +166,17 @@ impl Space {
             (piece, permission)
         });
         Ok(allowed.collect())
+    }
+}
+
+impl Space {
+    /// [`Space::permissions`], for the core.
+    pub(crate) fn managed(&self, pages: PageRange) -> Result<Permissions, MirrorError> {
+        self.permissions(pages).map_err(|error| match error {
+            RangeError::InNotifier => NotifierError::InNotifier.into(),
+            // Nothing else is in the way of a look at the regions.
+            _ => MirrorError::Forking,
+        })
     }
 }
 

@@ -216,25 +216,15 @@ impl<T: DeviceTable> Mirror<'_, T> {
             default: need,
             each,
         };
-        let mut refused = None;
-        let look = |pages| {
-            self.space.permissions(pages).map_err(|error| {
-                refused = Some(error);
-                mirror::MirrorError::Forking
-            })
-        };
+        let look = |pages| self.space.managed(pages);
         // A handler may touch what is in hand, or what the table has.
         let _signals = Blocked::all();
         let mut scratch = Scratch::default();
-        let found = self.mirror.fault_and_lock(&request, look, &mut scratch);
-        if let Some(error) = refused {
-            return Err(error.into());
-        }
         let mirror::Faulted {
             table,
             found,
             rounds,
-        } = found?;
+        } = self.mirror.fault_and_lock(&request, look, &mut scratch)?;
         Ok((install(&mut self.table(table), &found), rounds))
     }
 
