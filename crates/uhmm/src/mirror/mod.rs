@@ -30,7 +30,7 @@ use crate::range::RangeError;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::time::{Duration, Instant};
-use told::{Place, Told, pieces};
+use told::{Place, Told};
 use uhmm_core::addr::{PAGE_SIZE, PageData};
 use uhmm_core::fault::Scratch;
 use uhmm_core::mirror;
@@ -387,11 +387,8 @@ impl<T> Table<'_, T> {
     /// # Errors
     /// [`MirrorError`]: the CPU does not map some of them; what `to` holds then is not used.
     pub fn read(&self, address: usize, to: &mut [u8]) -> Result<(), MirrorError> {
-        for (at, part) in pieces(address, to.len()) {
-            let page = self.place.page(at)?;
-            self.table.read(page, at % PAGE_SIZE, &mut to[part])?;
-        }
-        Ok(())
+        let page = self.place.page(address)?;
+        Ok(self.table.read(page, address % PAGE_SIZE, to)?)
     }
 
     /// Writes bytes that the CPU has mapped writable, as the table says.
@@ -399,11 +396,8 @@ impl<T> Table<'_, T> {
     /// # Errors
     /// As [`Table::read`]; what is before the page that cannot be written to has been written.
     pub fn write(&mut self, address: usize, from: &[u8]) -> Result<(), MirrorError> {
-        for (at, part) in pieces(address, from.len()) {
-            let page = self.place.page(at)?;
-            self.table.write(page, at % PAGE_SIZE, &from[part])?;
-        }
-        Ok(())
+        let page = self.place.page(address)?;
+        Ok(self.table.write(page, address % PAGE_SIZE, from)?)
     }
 
     /// Gives the bytes of the page at `address`, which the device has alone, to `with`: nobody else reads

@@ -1,7 +1,7 @@
 //! What happens to pages, told by address: the core knows pages by numbers of its own.
 
 use crate::range::RangeError;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::mirror::{self, Event};
 
@@ -95,16 +95,4 @@ impl<T> DerefMut for Told<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.table
     }
-}
-
-/// The parts of a range of bytes that lie in one page each: address, and place in the range.
-pub(super) fn pieces(address: usize, len: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = address + done;
-        let part = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
-        let range = done..done + part;
-        done += part;
-        (part > 0).then_some((at, range))
-    })
 }
