@@ -105,6 +105,8 @@ pub enum Event {
     Exclusive,
     /// The device itself had them alone, and somebody else wants to see them.
     EndExclusive,
+    /// The space begins to manage them.
+    Adopt,
     /// The process forks.
     Fork,
 }

@@ -14,6 +14,7 @@ mod failure;
 mod fault_here;
 mod faults;
 mod fences;
+mod foreign;
 mod fork;
 mod hints;
 mod holds;
