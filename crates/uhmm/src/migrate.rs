@@ -6,7 +6,7 @@ use crate::range::RangeError;
 use std::fmt;
 use uhmm_core::addr::{DeviceAddr, DevicePage, PageRange};
 use uhmm_core::device::Owner;
-use uhmm_core::migrate::Unmapped;
+use uhmm_core::migrate::{Patience, Unmapped};
 use uhmm_core::{AllocError, migrate};
 use uhmm_linux::mmu::LinuxMmu;
 use uhmm_linux::signals::Blocked;
@@ -95,8 +95,10 @@ pub struct MigrateVma {
 }
 
 impl Space {
-    /// Migrates a range, best effort page by page: what is pinned, shared or in flight is left, and so
-    /// is what there is no room for. Pages that are at their place already are not counted. A large
+    /// Migrates a range, best effort page by page: what is pinned or held is left, and so is what there is
+    /// no room for. A page that is in flight, because reclaim or a fault has it in hand, is waited for, for
+    /// a moment; what is still in flight then is left. Pages that are at their place already are not
+    /// counted, nor are lost ones, and pages of device memory that does not migrate. A large
     /// range is migrated 2 MiB at a time; where a part fails after others have gone, it and what comes
     /// after it is left.
     ///
@@ -129,12 +131,13 @@ impl Space {
             true => self.core().next_used(at, pages.end()),
             false => Some(at).filter(|&at| at < pages.end()),
         };
+        let mut patience = Patience::default();
         let mut after = pages.start;
         while let Some(at) = next(after) {
             // Batches end where 2 MiB do, so that a device can be given blocks of that size.
             let whole = BATCH - at.0 as usize % BATCH;
             let batch = PageRange::new(at, whole.min((pages.end().0 - at.0) as usize));
-            let done = match self.migrate_batch(batch, pages, to, holes) {
+            let done = match self.migrate_batch(batch, pages, to, holes, &mut patience) {
                 // What has gone has gone: the rest is left.
                 Err(_) if sum.migrated > 0 => {
                     sum.left += (pages.end().0 - at.0) as usize;
@@ -156,6 +159,7 @@ impl Space {
         all: PageRange,
         to: Place,
         holes: bool,
+        patience: &mut Patience,
     ) -> Result<Migrated, MigrateError> {
         // A handler may touch what is in hand.
         let _signals = Blocked::all();
@@ -168,22 +172,27 @@ impl Space {
             fault_page: None,
         };
         let Place::Device(DeviceId(device)) = to else {
-            let mut migration = self.core().migrate_vma(&args)?;
-            migration.to_system();
-            return Ok(migration.copy().pages().finalize());
+            return self
+                .core()
+                .migrate_vma_again(&args, patience, |mut migration| {
+                    migration.to_system();
+                    Ok(migration.copy().pages().finalize())
+                });
         };
         args.select = Select::SYSTEM | devices;
         args.except = Some(device);
-        let mut migration = self.core().migrate_vma(&args)?;
-        migration.spare(all);
-        let is_hole = |page: &Page| page.source.from == From::Hole;
-        let skipped = if holes { 0 } else { migration.skip_if(is_hole) };
-        if migration.selected().any(|page| page.source.migrate) {
-            migration.allocate(device).map_err(MigrateError::Device)?;
-        }
-        let mut done = migration.copy().pages().finalize();
-        done.left -= skipped;
-        Ok(done)
+        self.core()
+            .migrate_vma_again(&args, patience, |mut migration| {
+                migration.spare(all);
+                let is_hole = |page: &Page| page.source.from == From::Hole;
+                let skipped = if holes { 0 } else { migration.skip_if(is_hole) };
+                if migration.selected().any(|page| page.source.migrate) {
+                    migration.allocate(device).map_err(MigrateError::Device)?;
+                }
+                let mut done = migration.copy().pages().finalize();
+                done.left -= skipped;
+                Ok(done)
+            })
     }
 
     /// Begins a migration of a range that the caller takes through its phases itself, as a driver

@@ -2,6 +2,7 @@
 
 use super::table::{Mutant, edit, rules};
 
+const AGAIN: &str = "crates/uhmm-core/src/migrate/again.rs";
 const PROTECTION: &str = "crates/uhmm-core/src/protection.rs";
 const COPY: &str = "crates/uhmm-core/src/migrate/copy.rs";
 const COLLECT: &str = "crates/uhmm-core/src/migrate/collect.rs";
@@ -281,8 +282,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "holes migrate although no system memory was asked for",
         edits: &[edit(
             COLLECT,
-            "            State::None if system => {",
-            "            State::None => {",
+            "            State::None if system => match",
+            "            State::None => match",
         )],
         tests: rules("r6_only_the_kinds"),
     },
@@ -291,8 +292,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "pages in limbo migrate although no system memory was asked for",
         edits: &[edit(
             COLLECT,
-            "            State::Limbo(slot) if system => {",
-            "            State::Limbo(slot) => {",
+            "            State::Limbo(slot) if system => match",
+            "            State::Limbo(slot) => match",
         )],
         tests: rules("r6_a_page_in_limbo"),
     },
@@ -309,18 +310,11 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "R6",
         what: "poisoned pages migrate as holes",
-        edits: &[
-            edit(
-                COLLECT,
-                "            State::None if system => {",
-                "            State::None | State::Poisoned if system => {",
-            ),
-            edit(
-                COLLECT,
-                "Single::claim(space, at, |state| state == State::None)",
-                "Single::claim(space, at, |now| now == state)",
-            ),
-        ],
+        edits: &[edit(
+            COLLECT,
+            "            State::None if system => match",
+            "            State::None | State::Poisoned if system => match",
+        )],
         tests: rules("r6_only_the_kinds"),
     },
     Mutant {
@@ -457,5 +451,51 @@ pub const MUTANTS: &[Mutant] = &[
             "    }\n\n    /// Gives back what",
         )],
         tests: rules("r7_partial_failure"),
+    },
+    Mutant {
+        rule: "again",
+        what: "pages in other hands count as nothing",
+        edits: &[edit(
+            COLLECT,
+            "        self.done.left += 1;\n        self.missed.push(page);\n",
+            "        self.missed.push(page);\n",
+        )],
+        tests: rules("a_page_in_other_hands"),
+    },
+    Mutant {
+        rule: "again",
+        what: "a request does not look again",
+        edits: &[edit(AGAIN, "for _ in 0..LOOKS {", "for _ in 0..0 {")],
+        tests: rules("a_request_waits_for"),
+    },
+    Mutant {
+        rule: "again",
+        what: "a request waits for ever",
+        edits: &[edit(
+            AGAIN,
+            "            if patience.0.is_zero() {\n",
+            "            if false {\n",
+        )],
+        tests: rules("a_request_does_not_wait"),
+    },
+    Mutant {
+        rule: "again",
+        what: "a request whose second look fails is told that nothing is wrong",
+        edits: &[edit(
+            AGAIN,
+            "Err(error) if sum.migrated == 0 =>",
+            "Err(error) if false =>",
+        )],
+        tests: rules("a_second_look"),
+    },
+    Mutant {
+        rule: "R7",
+        what: "a held device page is not counted as left",
+        edits: &[edit(
+            COLLECT,
+            "                        None => self.leave_out(),\n                        Some(held)",
+            "                        None => {}\n                        Some(held)",
+        )],
+        tests: rules("r7_a_held_device_page"),
     },
 ];

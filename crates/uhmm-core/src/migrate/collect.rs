@@ -141,6 +141,7 @@ impl<M: Mmu> Space<M> {
             blocks: Vec::new(),
             buffers: Vec::new(),
             fences: Vec::new(),
+            missed: Vec::new(),
             done: Migrated::default(),
             pass,
         }
@@ -165,6 +166,26 @@ impl<'a, M: Mmu> Hands<'a, M> {
         });
     }
 
+    /// A page that would be selected stays, because somebody holds it or there is no way to take it.
+    fn leave_out(&mut self) {
+        self.done.left += 1;
+    }
+
+    /// A page is in other hands, so that nobody can say what it is.
+    fn miss(&mut self, page: PageNo) {
+        self.done.left += 1;
+        self.missed.push(page);
+    }
+
+    /// A page that would be selected could not be claimed.
+    fn not_claimed(&mut self, page: PageNo) {
+        if self.space.is_pinned(page) {
+            self.leave_out();
+        } else {
+            self.miss(page);
+        }
+    }
+
     /// Whether nobody but the page's entry, this migration and the fault that it serves holds a
     /// device page (R7). The caller has one reference.
     pub(super) fn is_ours_alone(&self, at: DeviceAddr, count: u16) -> bool {
@@ -183,33 +204,33 @@ impl<'a, M: Mmu> Hands<'a, M> {
         let space = self.space;
         let state = space.entries.state(at);
         let system = args.select.contains(Select::SYSTEM);
+        let claim = || Single::claim(space, at, |now| now == state);
         match state {
-            State::None if system => {
+            State::None if system => match claim() {
                 // It may have been let go of since the caller has looked at the range.
-                if let Some(claimed) = Single::claim(space, at, |state| state == State::None)
-                    && space.mmu.manages(at)
-                {
-                    self.add(claimed, Origin::Hole);
-                }
-            }
-            State::Limbo(slot) if system => {
-                let same = |now| now == State::Limbo(slot);
-                if let Some(claimed) = Single::claim(space, at, same) {
-                    self.add(claimed, Origin::Frame(space.pool.claim_limbo(slot)));
-                }
-            }
+                Some(claimed) if space.mmu.manages(at) => self.add(claimed, Origin::Hole),
+                Some(_) => {}
+                None => self.not_claimed(at),
+            },
+            State::Limbo(slot) if system => match claim() {
+                Some(claimed) => self.add(claimed, Origin::Frame(space.pool.claim_limbo(slot))),
+                None => self.not_claimed(at),
+            },
             State::System {
                 duplicate: Some(_), ..
-            } if system => {
-                if let Some(claimed) = Single::claim(space, at, |now| now == state) {
+            } if system => match claim() {
+                Some(claimed) => {
                     space.give_duplicate_up(claimed);
                     return 0;
                 }
-            }
+                None => self.not_claimed(at),
+            },
             State::System { .. } if system => return self.take_system(at, most, filling),
+            State::Exclusive { .. } if system => self.leave_out(),
             State::Private(on) | State::Coherent(on) if self.selects(on, args) => {
                 return self.collect_device_pages(on, Some(at), most);
             }
+            State::Migrating => self.miss(at),
             _ => {}
         }
         1
@@ -237,8 +258,11 @@ impl<'a, M: Mmu> Hands<'a, M> {
             self.blocks
                 .extend(filling.as_ref().map(|filling| filling.block));
         }
-        // Without a slot to take it to, the page stays.
-        let Some(filling) = filling else { return 1 };
+        let Some(filling) = filling else {
+            // Without a slot to take it to, the page stays.
+            self.leave_out();
+            return 1;
+        };
         let plain = |_, state| {
             matches!(
                 state,
@@ -249,6 +273,10 @@ impl<'a, M: Mmu> Hands<'a, M> {
             )
         };
         let mut run = Run::collect(space, at, most.min(BLOCK - filling.filled), plain);
+        if run.pages().len == 0 {
+            self.not_claimed(at);
+            return 1;
+        }
         space.notify(run.pages(), Event::Migrate);
         let (mut dealt, mut unshared) = (0, false);
         while run.pages().len > 0 {
@@ -278,7 +306,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
                 }
             }
         }
-        dealt.max(1)
+        dealt
     }
 
     /// A page that cannot be moved, because of `stop`.
@@ -288,6 +316,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
             Stop::Protected => self.take_bytes(claimed),
             Stop::Busy => {
                 space.stats().busy_pages.add(1);
+                self.leave_out();
             }
             // Dropped behind our back: it reads as zero from now on.
             Stop::Absent => {
@@ -298,7 +327,7 @@ impl<'a, M: Mmu> Hands<'a, M> {
                     None => space.pool.uncharge(1, space.stats()),
                 }
             }
-            _ => {}
+            _ => self.leave_out(),
         }
     }
 
@@ -307,14 +336,14 @@ impl<'a, M: Mmu> Hands<'a, M> {
     fn take_bytes(&mut self, claimed: Single<'a, M>) {
         let space = self.space;
         let Some(held) = space.protection.hold() else {
-            return;
+            return self.leave_out();
         };
         let page = claimed.page();
         let one = PageRange::new(page, 1);
         let mut data = Box::new(PageData::ZERO);
         match space.read_fixed(&held, page, &mut data) {
             Fixed::Absent => return self.take_odd(claimed, Stop::Absent),
-            Fixed::Leave => return,
+            Fixed::Leave => return self.leave_out(),
             Fixed::Read => {}
         }
         space.mmu.discard(one);
@@ -337,13 +366,18 @@ impl<'a, M: Mmu> Hands<'a, M> {
     ) -> usize {
         let space = self.space;
         let memory = space.device(at.device);
-        let Some(page) = memory.owner(at.page) else {
-            return 1;
+        let owner = memory.owner(at.page);
+        let page = match expected {
+            // The device page was freed meanwhile, and may be another page's now.
+            Some(expected) if owner != Some(expected) => {
+                self.miss(expected);
+                return 1;
+            }
+            _ => match owner {
+                Some(page) => page,
+                None => return 1,
+            },
         };
-        if expected.is_some_and(|expected| expected != page) {
-            // The device page was freed meanwhile, and is another page's now.
-            return 1;
-        }
         // The owner may have changed meanwhile; the claim looks again.
         match space.entries.state(page) {
             State::System {
@@ -352,24 +386,35 @@ impl<'a, M: Mmu> Hands<'a, M> {
             } if now == at => {
                 // The bytes are in RAM: there is nothing to move, only the duplicate to give up.
                 let names_it = |state: State| state.device_page() == Some(at);
-                if let Some(claimed) = Single::claim_in_place(space, page, names_it) {
-                    space.give_duplicate_up(claimed);
-                    self.done.migrated += 1;
+                match Single::claim_in_place(space, page, names_it) {
+                    Some(claimed) => {
+                        space.give_duplicate_up(claimed);
+                        self.done.migrated += 1;
+                    }
+                    None => self.miss(page),
                 }
                 1
             }
             State::Coherent(now) if now == at => self.collect_mapped(page, at, most),
             State::Private(now) if now == at => {
-                if let Some(claimed) =
-                    Single::claim(space, page, |state| state == State::Private(at))
-                    && let Some(held) = self.hold_alone(at)
-                {
-                    space.notify(PageRange::new(page, 1), Event::Migrate);
-                    self.add(claimed, Origin::Device { at, held });
+                match Single::claim(space, page, |state| state == State::Private(at)) {
+                    None => self.not_claimed(page),
+                    Some(claimed) => match self.hold_alone(at) {
+                        None => self.leave_out(),
+                        Some(held) => {
+                            space.notify(PageRange::new(page, 1), Event::Migrate);
+                            self.add(claimed, Origin::Device { at, held });
+                        }
+                    },
                 }
                 1
             }
-            _ => 1,
+            now => {
+                if expected.is_some() || now == State::Migrating {
+                    self.miss(page);
+                }
+                1
+            }
         }
     }
 
@@ -398,8 +443,15 @@ impl<'a, M: Mmu> Hands<'a, M> {
                 None => break,
             }
         }
-        // What another holds is dealt with, and stays.
-        let dealt = held.len().max(1);
+        if held.is_empty() {
+            match run.pages().len {
+                0 => self.not_claimed(page),
+                // What another holds is dealt with, and stays.
+                _ => self.leave_out(),
+            }
+            return 1;
+        }
+        let dealt = held.len();
         run.truncate(held.len());
         space.notify(run.pages(), Event::Migrate);
         let mut unshared = false;

@@ -27,6 +27,9 @@
 //! | Coherent | the device page, its frame at home in the arena | Coherent; Private where the mapping does not take it now |
 //! | Coherent, not writable | its bytes | System |
 //!
+//! Nobody waits for a page that is in other hands, with claims of its own: such pages are *missed*, and a
+//! request looks at them again afterwards ([`Space::migrate_vma_again`]).
+//!
 //! For internal threads, and for threads of a program that do not touch managed memory meanwhile. The
 //! thread must not fork before the migration has ended.
 //!
@@ -38,6 +41,7 @@
 //! [`pages`]: Migration::pages
 //! [`finalize`]: Migration::finalize
 
+mod again;
 mod buffers;
 mod collect;
 mod copy;
@@ -59,6 +63,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{BitOr, RangeInclusive};
 
+pub use again::Patience;
 pub(crate) use buffers::Buffers;
 pub use collect::MigrateVma;
 
@@ -171,7 +176,8 @@ takes_refusals!(MigrateError);
 pub struct Migrated {
     /// Pages that went where they were to go.
     pub migrated: usize,
-    /// Selected pages that are what they were.
+    /// Pages that were to go and have not: there was no room for them, somebody holds them, or they were
+    /// in other hands, and nobody could look at them. A page that is lost on the way is one of them.
     pub left: usize,
 }
 
@@ -248,6 +254,8 @@ struct Hands<'a, M: Mmu> {
     /// Bytes on their way to RAM, or from one device to another.
     buffers: Vec<Buffer>,
     fences: Vec<Started>,
+    /// Pages that were in other hands. They count as left.
+    missed: Vec<PageNo>,
     done: Migrated,
     pass: Pass<'a, M>,
 }
@@ -276,6 +284,13 @@ impl<'a, M: Mmu, Phase> Migration<'a, M, Phase> {
     /// The pages that are in the migration's hands, in the order in which they were collected.
     pub fn selected(&self) -> impl Iterator<Item = Page> {
         self.hands.items.iter().map(Item::describe)
+    }
+
+    /// The pages that were in other hands when it was their turn: reclaim's, a fault's, another
+    /// migration's. They are not selected, and count as [left](Migrated::left); whoever wants them looks
+    /// again once this migration has ended, as [`Space::migrate_vma_again`] does.
+    pub fn missed(&self) -> &[PageNo] {
+        &self.hands.missed
     }
 }
 

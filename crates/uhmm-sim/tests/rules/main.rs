@@ -2,6 +2,7 @@
 //! them, and `cargo xtask mutants` breaks each.
 
 mod adopt;
+mod again;
 mod allocations;
 mod callbacks;
 mod chunks;

@@ -93,9 +93,9 @@ fn a_views_pages_stay_where_they_are() {
         let three = Three::new(1024);
         three.write_all(0..8);
         let view = view(&three, device, 0, 8);
-        assert_eq!(three.to_system(0, 8), migrated(0, 0));
+        assert_eq!(three.to_system(0, 8), migrated(0, 8));
         let other = DEVICES[usize::from(device == DEVICE_PRIVATE)];
-        assert_eq!(three.to_device(0, 8, other), migrated(0, 0));
+        assert_eq!(three.to_device(0, 8, other), migrated(0, 8));
         let mut scratch = Scratch::default();
         let soon = Duration::from_millis(5);
         assert!(

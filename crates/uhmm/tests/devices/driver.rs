@@ -25,6 +25,15 @@ pub fn everything(world: &World) -> MigrateVma {
 
 fn part(world: &World, pages: Range<usize>) -> MigrateVma {
     world.rest();
+    part_now(world, pages)
+}
+
+/// All pages of a world, some of which are in other hands.
+fn everything_now(world: &World) -> MigrateVma {
+    part_now(world, 0..world.pages())
+}
+
+fn part_now(world: &World, pages: Range<usize>) -> MigrateVma {
     MigrateVma {
         address: world.at(pages.start) as usize,
         len: pages.len() * PAGE_SIZE,
@@ -212,6 +221,30 @@ fn a_touch_waits_for_the_end() {
         });
         world.check_all();
     }
+}
+
+/// Pages that another has in hand are missed by a driver, who is told so; a request waits for them.
+#[test]
+fn pages_in_other_hands_are_counted_and_a_request_waits_for_them() {
+    let _alone = alone();
+    let world = each_kind(Private);
+    let other = world.space.migrate_vma(&part(&world, 10..20)).unwrap();
+    let migration = world.space.migrate_vma(&everything_now(&world)).unwrap();
+    let missed: Vec<_> = (10..20).map(|page| world.number(page)).collect();
+    assert_eq!(migration.missed(), missed);
+    let done = migration.copy().pages().finalize();
+    assert_eq!((done.migrated, done.left), (0, PAGES));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            drop(other);
+        });
+        let MigrateVma { address, len, .. } = everything_now(&world);
+        let done = world.space.migrate(address, len, Place::Device(SECOND));
+        assert_eq!(done.unwrap().migrated, PAGES);
+    });
+    assert_eq!(world.device(SECOND).pages.get(), PAGES as u64);
+    world.check_all();
 }
 
 /// A full device takes what it has room for; nothing is lost.
