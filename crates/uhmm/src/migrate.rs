@@ -202,19 +202,29 @@ impl Space {
     /// # Errors
     /// [`MigrateError`].
     pub fn migrate_vma(&self, args: &MigrateVma) -> Result<Migration<'_, Unmapped>, MigrateError> {
-        let pages = self.pages(args.address, args.len, true)?;
-        self.check_stack()?;
-        let fault_page = args.fault_page.map(|(device, page)| DeviceAddr {
-            device: device.0,
-            page,
-        });
-        Ok(self.core().migrate_vma(&migrate::MigrateVma {
-            pages,
-            select: args.select,
-            owner: args.owner,
-            except: args.except.map(|device| device.0),
-            fault_page,
-        })?)
+        Ok(self.core().migrate_vma(&self.checked(args)?)?)
+    }
+
+    /// As [`Space::migrate_vma`], for a driver on a thread of the program: `drive` takes the migration
+    /// through its phases, with signals blocked, whose handlers may touch what is in hand. Pages that were
+    /// in other hands (reclaim's, a fault's) are waited for, for a moment, and `drive` is called again for
+    /// them. Returns the sum of what it returns; a page that stays in other hands is left.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate_vma_with(
+        &self,
+        args: &MigrateVma,
+        mut drive: impl FnMut(Migration<'_, Unmapped>) -> Migrated,
+    ) -> Result<Migrated, MigrateError> {
+        let args = self.checked(args)?;
+        let _signals = Blocked::all();
+        let mut patience = Patience::default();
+        let mut drive =
+            |migration: Migration<'_, _>| Ok::<_, migrate::MigrateError>(drive(migration));
+        Ok(self
+            .core()
+            .migrate_vma_again(&args, &mut patience, &mut drive)?)
     }
 
     /// Begins a migration of `len` pages of a device from `first` on, wherever they are mapped.
@@ -229,6 +239,23 @@ impl Space {
     ) -> Result<Migration<'_, Unmapped>, MigrateError> {
         self.check_stack()?;
         Ok(self.core().migrate_device_range(device.0, first, len)?)
+    }
+
+    /// What to migrate, as the core calls it; all of it is mapped, and the program has access to it.
+    fn checked(&self, args: &MigrateVma) -> Result<migrate::MigrateVma, MigrateError> {
+        let pages = self.pages(args.address, args.len, true)?;
+        self.check_stack()?;
+        let fault_page = args.fault_page.map(|(device, page)| DeviceAddr {
+            device: device.0,
+            page,
+        });
+        Ok(migrate::MigrateVma {
+            pages,
+            select: args.select,
+            owner: args.owner,
+            except: args.except.map(|device| device.0),
+            fault_page,
+        })
     }
 
     /// Migrates one page of memory that the CPU maps to RAM.

@@ -333,8 +333,12 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
         })
     }
 
-    /// As [`Migration::allocate`], of what `device` has free.
-    pub(crate) fn allocate_free(&mut self, device: u8) -> Result<usize, AllocError> {
+    /// As [`Migration::allocate`], but only of what `device` has free, or can grow by: nothing leaves it to
+    /// make room. For a driver that chooses itself what leaves.
+    ///
+    /// # Errors
+    /// As [`Migration::allocate`].
+    pub fn allocate_free(&mut self, device: u8) -> Result<usize, AllocError> {
         let space = self.hands.space;
         self.allocate_by(device, |orders, _| space.alloc_largest(device, orders))
     }

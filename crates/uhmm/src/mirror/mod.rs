@@ -39,6 +39,8 @@ use uhmm_linux::signals::Blocked;
 
 pub use page_table::{OwnMemory, PageTable};
 pub use told::{DeviceTable, Invalidation, Notifier};
+/// What is in the way of a page: in [`MirrorError::Mirror`].
+pub use uhmm_core::mirror::MirrorError as PageError;
 pub use uhmm_core::mirror::{Event, Mapped, Need, NotifierError, Permission, Sequence};
 
 /// A notifier in its space's list, on this machine.

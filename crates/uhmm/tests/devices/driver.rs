@@ -247,6 +247,48 @@ fn pages_in_other_hands_are_counted_and_a_request_waits_for_them() {
     world.check_all();
 }
 
+/// So does a driver that says so, and is called again for them.
+#[test]
+fn a_driver_is_called_again_for_pages_that_were_in_other_hands() {
+    let _alone = alone();
+    let world = each_kind(Private);
+    let other = world.space.migrate_vma(&part(&world, 10..20)).unwrap();
+    let mut collected = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            drop(other);
+        });
+        let args = everything_now(&world);
+        let done = world.space.migrate_vma_with(&args, |mut migration| {
+            collected.push(migration.selected().count());
+            migration.allocate(SECOND.0).unwrap();
+            migration.copy().pages().finalize()
+        });
+        assert_eq!(
+            done,
+            Ok(Migrated {
+                migrated: PAGES,
+                left: 0
+            })
+        );
+    });
+    assert_eq!(collected, [PAGES - 10, 10]);
+    assert_eq!(world.device(SECOND).pages.get(), PAGES as u64);
+    world.check_all();
+    let hole = MigrateVma {
+        len: world.pages() * PAGE_SIZE + PAGE_SIZE,
+        ..everything(&world)
+    };
+    let refused = world
+        .space
+        .migrate_vma_with(&hole, |_| panic!("nothing is to be done"));
+    assert!(
+        matches!(refused, Err(MigrateError::Range(_))),
+        "{refused:?}"
+    );
+}
+
 /// A full device takes what it has room for; nothing is lost.
 #[test]
 fn a_device_with_little_room_takes_a_part() {
@@ -269,6 +311,35 @@ fn a_device_with_little_room_takes_a_part() {
         let done = world.migrate(0..1500, Place::Device(FIRST));
         assert_eq!(done.migrated, 10);
         world.check_all();
+    }
+}
+
+/// A driver that chooses itself what leaves a full device takes only what is free.
+#[test]
+fn what_is_free_is_taken_and_nothing_leaves_for_more() {
+    let _alone = alone();
+    let small = uhmm::device::DeviceInfo::new("small", 10);
+    for info in [small.clone(), small.memory(Coherent)] {
+        let device = crate::TestDevice::boxed(info).0;
+        let world = World::within(crate::space(crate::BUDGET, vec![device]), PAGES);
+        (0..PAGES).for_each(|page| world.write(page));
+        let send = |pages| {
+            let mut given = Ok(0);
+            let done = world
+                .space
+                .migrate_vma_with(&part(&world, pages), |mut migration| {
+                    given = migration.allocate_free(FIRST.0);
+                    migration.copy().pages().finalize()
+                });
+            (given, done.unwrap().migrated)
+        };
+        assert_eq!(send(0..6), (Ok(6), 6));
+        assert_eq!(send(6..PAGES), (Ok(4), 4));
+        // Another request would push these out.
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(send(10..PAGES), (Err(uhmm::AllocError::Full), 0));
+        assert_eq!(world.device(FIRST).pages.get(), 10);
+        (0..PAGES).for_each(|page| world.check(page));
     }
 }
 
