@@ -26,7 +26,7 @@ pub struct Need {
 }
 
 impl Need {
-    /// Only a look; nothing is faulted, nothing waited for.
+    /// Only a look: nothing is faulted, and nothing waited for that is not there.
     pub const SNAPSHOT: Self = Self {
         fault: false,
         write: false,
@@ -294,6 +294,9 @@ impl<M: Mmu> Space<M> {
             State::System { duplicate, .. } => Look::Is(Mapped::ram(write && duplicate.is_none())),
             State::Coherent(at) => device(at),
             State::Private(at) if owner.is_some() && self.owner(at.device) == owner => device(at),
+            // Mapped, and not settled yet: who has just brought it wakes those who wait before that, and
+            // they may be here already. What is unmapped is not waited for.
+            State::Migrating if !need.fault && self.is_present(page) => Look::Wait,
             _ if !need.fault => Look::Is(Mapped::Nothing),
             State::Migrating => Look::Wait,
             State::None | State::Limbo(_) | State::Private(_) | State::Exclusive { .. } => {

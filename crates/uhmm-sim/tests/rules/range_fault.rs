@@ -1,6 +1,7 @@
 //! R14: what a device may map for each page, and what is done to bring it there.
 
 use crate::duplicates::{duplicate, read_again};
+use crate::hook::Op;
 use crate::rig::{
     DEVICE_COHERENT, DEVICE_PRIVATE, Recorder, SYSTEM, Three, WATCHED, Was, number, small,
 };
@@ -343,6 +344,33 @@ fn r14_permissions_of_the_program_are_the_devices() {
     // Nothing is brought for what is refused.
     assert!(matches!(three.state(9), State::Coherent(_)));
     three.check_all();
+}
+
+/// Who brings a page wakes those who wait for it, and settles its entry then: a look that comes between
+/// finds the page all the same. One that is unmapped is not waited for.
+#[test]
+fn r14_a_look_finds_what_a_touch_has_just_brought() {
+    let world = read_again(8);
+    let space = world.space.clone();
+    let (sent, found) = std::sync::mpsc::channel();
+    // The first write to a page with a duplicate: mapped, and in the hands of who ends the tracking.
+    world.mmu().before(Op::Untrack, move || {
+        let looks = thread::spawn(move || one(&space, 3, Need::SNAPSHOT, None));
+        thread::sleep(Duration::from_millis(20));
+        assert!(!looks.is_finished(), "it has looked too soon");
+        sent.send(looks).unwrap();
+    });
+    world.write(3);
+    assert_eq!(found.recv().unwrap().join().unwrap(), RAM);
+    assert_eq!(world.push_out(), 0);
+    let migration = world
+        .space
+        .migrate_vma(&crate::rig::args(3, 1, crate::rig::PRIVATE));
+    let started = Instant::now();
+    assert_eq!(one(&world.space, 3, Need::SNAPSHOT, None), Mapped::Nothing);
+    assert!(started.elapsed() < AT_ONCE);
+    drop(migration);
+    world.check_all();
 }
 
 #[test]
