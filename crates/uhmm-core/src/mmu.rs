@@ -160,6 +160,9 @@ pub trait Mmu: ForeignMemory + Send + Sync {
     /// the frame, and `with` was not called.
     fn with_arena(&self, at: DeviceAddr, with: &mut dyn FnMut(&mut PageData)) -> bool;
 
+    /// Reads bytes of a device page whose frame is in its arena, and which nobody writes meanwhile.
+    fn read_arena(&self, at: DeviceAddr, offset: usize, to: &mut [u8]);
+
     /// Gives the memory of `len` slots of an arena, filled or not, back to the machine.
     fn drop_arena(&self, first: DeviceAddr, len: usize);
 

@@ -347,8 +347,11 @@ impl<'a, M: Mmu> Making<'a, M> {
     fn hold_page(&self, page: PageNo) -> Result<Option<PageRef<'a, M>>, ViewError> {
         let space = self.space;
         let on_device = |at: &DeviceAddr| at.device == self.device;
+        // What the CPU could map and does not cannot be reached by its address.
+        let reached = !space.device(self.device).memory_type().is_mapped();
         let there = || match space.state(page) {
-            State::Private(at) | State::Coherent(at) => Some(at).filter(on_device),
+            State::Private(at) if reached => Some(at).filter(on_device),
+            State::Coherent(at) => Some(at).filter(on_device),
             _ => None,
         };
         let Some(at) = there() else { return Ok(None) };
@@ -427,6 +430,7 @@ impl<'a, M: Mmu> Making<'a, M> {
         let first = self.pages.start.plus(first.expect("some page is missing"));
         let why = match self.space.state(first) {
             State::Poisoned => Why::Lost,
+            State::Private(at) if at.device == self.device => Why::Refused,
             _ if self.full => Why::Full,
             _ if self.refused => Why::Refused,
             State::Migrating => Why::InFlight,

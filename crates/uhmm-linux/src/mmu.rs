@@ -655,6 +655,13 @@ impl Mmu for LinuxMmu {
         true
     }
 
+    fn read_arena(&self, at: DeviceAddr, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= PAGE_SIZE, "beyond the page");
+        let from = self.arena(at.device).bytes(at.page).cast::<u8>();
+        // SAFETY: the slot holds a page, which stays there and is not written to, says the caller.
+        unsafe { std::ptr::copy(from.add(offset), to.as_mut_ptr(), to.len()) };
+    }
+
     fn drop_arena(&self, first: DeviceAddr, len: usize) {
         self.arena(first.device).discard(first.page, len);
     }

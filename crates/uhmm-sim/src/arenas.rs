@@ -2,7 +2,7 @@
 
 use crate::pages::Physical;
 use std::collections::HashMap;
-use uhmm_core::addr::DeviceAddr;
+use uhmm_core::addr::{DeviceAddr, PageData};
 use uhmm_core::stats::MAX_DEVICES;
 
 /// NUMA nodes of the simulated machine.
@@ -66,6 +66,16 @@ impl Arenas {
         match self.slots.insert(at, Slot::Borrowed) {
             Some(Slot::Frame(frame)) => frame,
             _ => panic!("the bytes of {at:?} are asked for by two, or of no frame"),
+        }
+    }
+
+    /// The bytes of a slot that is not empty, to be read.
+    pub fn peek(&self, at: DeviceAddr) -> &PageData {
+        match self.slots.get(&at) {
+            Some(Slot::Frame(frame)) => &frame.bytes,
+            _ => {
+                panic!("the bytes of {at:?} are read, which somebody has, or which holds no frame")
+            }
         }
     }
 

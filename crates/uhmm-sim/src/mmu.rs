@@ -489,6 +489,10 @@ impl Mmu for SimMmu {
         true
     }
 
+    fn read_arena(&self, at: DeviceAddr, offset: usize, to: &mut [u8]) {
+        to.copy_from_slice(&lock(&self.arenas).peek(at).0[offset..offset + to.len()]);
+    }
+
     fn drop_arena(&self, first: DeviceAddr, len: usize) {
         for at in (0..len).map(|i| first.plus(i)) {
             if let Some(dropped) = lock(&self.arenas).empty(at) {

@@ -138,6 +138,7 @@ impl<M: Mmu> Space<M> {
             items: Vec::new(),
             fault_page,
             spared: PageRange::EMPTY,
+            unmapped: false,
             blocks: Vec::new(),
             buffers: Vec::new(),
             fences: Vec::new(),

@@ -138,11 +138,14 @@ impl<M: Mmu> Hands<'_, M> {
     ) {
         let space = self.space;
         let pages = PageRange::new(together.page, len);
-        let done = match together.to {
-            To::Arena(first) => space.mmu.put(Home::Arena(first), pages).pages,
+        let (done, stop) = match together.to {
+            To::Arena(first) => {
+                let put = space.mmu.put(Home::Arena(first), pages);
+                (put.pages, put.stop)
+            }
             To::Ram { buffer, index } => {
                 let from = &self.buffers[buffer][index..index + len];
-                space.fill(from, together.page)
+                (space.fill(from, together.page), None)
             }
         };
         for i in 0..done {
@@ -156,10 +159,16 @@ impl<M: Mmu> Hands<'_, M> {
             }
         }
         if done == 0 {
-            // The mapping does not take it, or there is no RAM: best effort. (Where some were done, the
-            // next call begins with the one that stopped this.)
+            // (Where some were done, the next call begins with the one that stopped this.)
             let odd = items.pop_front().expect("as many as go together");
-            self.put_back(odd);
+            match together.to {
+                // Frames cannot be moved into a range that is not writable.
+                To::Arena(to) if self.unmapped && stop == Some(Stop::Protected) => {
+                    self.settle_on_device(odd, to, State::Private(to));
+                }
+                // The mapping does not take it, or there is no RAM: best effort.
+                _ => self.put_back(odd),
+            }
         }
     }
 

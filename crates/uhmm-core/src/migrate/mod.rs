@@ -249,6 +249,8 @@ struct Hands<'a, M: Mmu> {
     fault_page: Option<DeviceAddr>,
     /// Pages that no device gives up to make room for this migration.
     spared: PageRange,
+    /// Pages go to memory that the CPU maps also where they cannot be mapped.
+    unmapped: bool,
     /// Blocks of the pool that frames were taken into.
     blocks: Vec<u32>,
     /// Bytes on their way to RAM, or from one device to another.
@@ -316,6 +318,13 @@ impl<'a, M: Mmu> Migration<'a, M, Unmapped> {
     /// that takes several, which must not push out what it has just brought.
     pub fn spare(&mut self, pages: PageRange) {
         self.hands.spared = pages;
+    }
+
+    /// Lets pages of a range that is not writable go to memory that the CPU maps, although they cannot be
+    /// mapped there: they are on the device, which reads them, and come to RAM when they are touched.
+    /// Without this they stay.
+    pub fn allow_unmapped(&mut self) {
+        self.hands.unmapped = true;
     }
 
     /// Hands out pages of `device` as the destinations of all pages that have none; runs of pages get

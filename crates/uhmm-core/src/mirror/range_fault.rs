@@ -280,7 +280,7 @@ impl<M: Mmu> Space<M> {
             return Err(MirrorError::NotWritable(page));
         }
         let write = permission.write;
-        let device = |at: DeviceAddr| {
+        let device = |at: DeviceAddr, write| {
             // The device is about to work with it: it is not cold.
             self.device(at.device).set_used(at.page);
             Look::Is(Mapped::Device { at, write })
@@ -292,8 +292,15 @@ impl<M: Mmu> Space<M> {
                 duplicate: Some(_), ..
             } if to_write => Look::Tracked,
             State::System { duplicate, .. } => Look::Is(Mapped::ram(write && duplicate.is_none())),
-            State::Coherent(at) => device(at),
-            State::Private(at) if owner.is_some() && self.owner(at.device) == owner => device(at),
+            State::Coherent(at) => device(at, write),
+            State::Private(at) if owner.is_some() && self.owner(at.device) == owner => {
+                match self.device(at.device).memory_type().is_mapped() {
+                    false => device(at, write),
+                    // Memory that the CPU maps, and does not now: its device reads it at home.
+                    true if to_write => Look::Fault,
+                    true => device(at, false),
+                }
+            }
             // Mapped, and not settled yet: who has just brought it wakes those who wait before that, and
             // they may be here already. What is unmapped is not waited for.
             State::Migrating if !need.fault && self.is_present(page) => Look::Wait,

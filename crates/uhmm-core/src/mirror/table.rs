@@ -3,7 +3,7 @@
 
 use super::MirrorError;
 use super::notifier::{Barred, Interval};
-use crate::addr::{FrameNo, PAGE_SIZE, PageData, PageNo};
+use crate::addr::{DeviceAddr, FrameNo, PAGE_SIZE, PageData, PageNo};
 use crate::entry::State;
 use crate::mmu::Mmu;
 use crate::space::Space;
@@ -41,6 +41,8 @@ pub(super) fn alone_in<M: Mmu>(
 enum By {
     /// The space: it stays for as long as the table is locked.
     Space,
+    /// Nobody: it is at home in device memory that the CPU maps elsewhere, and its device reads it there.
+    Home(DeviceAddr),
     /// Somebody else, who may take it away unseen.
     Others,
 }
@@ -81,9 +83,14 @@ impl<'a, M: Mmu, T> Table<'a, M, T> {
     /// [`MirrorError::Gone`]. What comes before it has been read.
     pub fn read(&self, page: PageNo, offset: usize, to: &mut [u8]) -> Result<(), MirrorError> {
         let mmu = &self.space.mmu;
-        self.runs(page, offset, to.len(), |by, page, offset, part| {
+        let mapped = |page| self.mapped_by(page);
+        self.runs(page, offset, to.len(), mapped, |by, page, offset, part| {
             let to = &mut to[part];
             match by {
+                By::Home(at) => {
+                    mmu.read_arena(at, offset, to);
+                    to.len()
+                }
                 By::Space => {
                     mmu.read_mapped(page, offset, to);
                     to.len()
@@ -99,16 +106,24 @@ impl<'a, M: Mmu, T> Table<'a, M, T> {
     /// As [`Table::read`].
     pub fn write(&mut self, page: PageNo, offset: usize, from: &[u8]) -> Result<(), MirrorError> {
         let mmu = &self.space.mmu;
-        self.runs(page, offset, from.len(), |by, page, offset, part| {
-            let from = &from[part];
-            match by {
-                By::Space => {
-                    mmu.write_mapped(page, offset, from);
-                    from.len()
+        let mapped = |page| match self.mapped_by(page)? {
+            By::Home(_) => Err(MirrorError::NotInTable(page)),
+            by => Ok(by),
+        };
+        self.runs(
+            page,
+            offset,
+            from.len(),
+            mapped,
+            |by, page, offset, part| {
+                let from = &from[part];
+                if by == By::Others {
+                    return mmu.try_write(page, offset, from);
                 }
-                By::Others => mmu.try_write(page, offset, from),
-            }
-        })
+                mmu.write_mapped(page, offset, from);
+                from.len()
+            },
+        )
     }
 
     /// Gives the bytes of a page that the device has alone to `with`. See [`Mirror::with_exclusive`].
@@ -141,6 +156,7 @@ impl<'a, M: Mmu, T> Table<'a, M, T> {
         first: PageNo,
         offset: usize,
         len: usize,
+        mapped: impl Fn(PageNo) -> Result<By, MirrorError>,
         mut each: impl FnMut(By, PageNo, usize, Range<usize>) -> usize,
     ) -> Result<(), MirrorError> {
         let place = |done: usize| {
@@ -150,9 +166,9 @@ impl<'a, M: Mmu, T> Table<'a, M, T> {
         let mut done = 0;
         while done < len {
             let (page, offset) = place(done);
-            let by = self.mapped_by(page)?;
+            let by = mapped(page)?;
             let mut end = done + (PAGE_SIZE - offset);
-            while by == By::Others && end < len && self.mapped_by(place(end).0) == Ok(by) {
+            while by == By::Others && end < len && mapped(place(end).0) == Ok(by) {
                 end += PAGE_SIZE;
             }
             let part = done..end.min(len);
@@ -178,6 +194,9 @@ impl<'a, M: Mmu, T> Table<'a, M, T> {
         match space.state(page) {
             State::System { .. } | State::Coherent(_) => Ok(By::Space),
             State::Migrating if space.is_present(page) => Ok(By::Space),
+            State::Private(at) if space.device(at.device).memory_type().is_mapped() => {
+                Ok(By::Home(at))
+            }
             // Something else is mapped over a part of the space.
             State::None if space.is_present(page) => Ok(By::Others),
             _ => Err(MirrorError::NotInTable(page)),

@@ -241,6 +241,10 @@ impl Mmu for HookedMmu {
         })
     }
 
+    fn read_arena(&self, at: DeviceAddr, offset: usize, to: &mut [u8]) {
+        kernel(|| self.sim.read_arena(at, offset, to));
+    }
+
     fn drop_arena(&self, first: DeviceAddr, len: usize) {
         kernel(|| self.sim.drop_arena(first, len));
     }
