@@ -11,15 +11,7 @@ pub fn read(address: usize, to: &mut [u8]) -> usize {
     let local = to.as_mut_ptr().cast();
     // SAFETY: the kernel writes to `to` alone, and checks the rest.
     copy(local, address, to.len(), |local, remote| unsafe {
-        libc::syscall(
-            libc::SYS_process_vm_readv,
-            std::process::id(),
-            local,
-            1,
-            remote,
-            1,
-            0,
-        )
+        libc::process_vm_readv(libc::getpid(), local, 1, remote, 1, 0)
     })
 }
 
@@ -32,15 +24,7 @@ pub unsafe fn write(address: usize, from: &[u8]) -> usize {
     let local = from.as_ptr().cast_mut().cast();
     // SAFETY: the kernel only reads `from`, and checks the rest; the caller has the memory.
     copy(local, address, from.len(), |local, remote| unsafe {
-        libc::syscall(
-            libc::SYS_process_vm_writev,
-            std::process::id(),
-            local,
-            1,
-            remote,
-            1,
-            0,
-        )
+        libc::process_vm_writev(libc::getpid(), local, 1, remote, 1, 0)
     })
 }
 
@@ -49,7 +33,7 @@ fn copy(
     local: *mut c_void,
     address: usize,
     len: usize,
-    call: impl Fn(*const libc::iovec, *const libc::iovec) -> libc::c_long,
+    call: impl Fn(*const libc::iovec, *const libc::iovec) -> libc::ssize_t,
 ) -> usize {
     let mut done = 0;
     while done < len {
