@@ -240,7 +240,7 @@ impl Mirror<'_, PageTable> {
         while at < end {
             let mut done = step(&mut self.lock()?, at)?;
             if done == 0 {
-                let (used, more) = self.fault_rest(at, end, need, &mut |table, first, found| {
+                let (used, more) = self.fault_rest(at, end, need, |table, first, found| {
                     table.set(first, found);
                     step(table, at)
                 })?;
@@ -264,7 +264,7 @@ impl Mirror<'_, PageTable> {
         at: usize,
         end: usize,
         need: Need,
-        install: &mut dyn FnMut(&mut Table<'_, PageTable>, usize, &[Mapped]) -> R,
+        mut install: impl FnMut(&mut Table<'_, PageTable>, usize, &[Mapped]) -> R,
     ) -> Result<(R, usize), MirrorError> {
         let page = at - at % PAGE_SIZE;
         let rest = (end - page).next_multiple_of(PAGE_SIZE).min(AT_ONCE);
