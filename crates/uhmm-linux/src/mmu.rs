@@ -106,7 +106,7 @@ impl std::error::Error for SetupError {}
 const SPACES: [usize; 5] = [16 << 40, 4 << 40, 1 << 40, 128 << 30, 16 << 30];
 
 /// All pages that a program can map.
-const EVERYWHERE: PageRange = PageRange::new(PageNo(0), 1 << (ADDRESS_BITS - PAGE_SHIFT));
+pub const EVERYWHERE: PageRange = PageRange::new(PageNo(0), 1 << (ADDRESS_BITS - PAGE_SHIFT));
 const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };
 
 /// See the module's head.

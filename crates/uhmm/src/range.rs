@@ -9,6 +9,7 @@ use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::error;
 use uhmm_core::mirror::{MirrorError, NotifierError, Permission, Permissions};
 use uhmm_core::regions::Attributes;
+use uhmm_linux::mmu::EVERYWHERE;
 
 /// What is wrong with a range. Nothing has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum RangeError {
     Hole,
     /// The program may not touch some of it.
     NoAccess,
+    /// The address space is limited, and this space has tables for its own memory alone.
+    Limited,
     /// The process is forking, or another thread is changing its mappings, and does not end; try again.
     Forking,
     /// Called from a notifier, or with a mirror's table locked: the space must not be called then.
@@ -44,6 +47,10 @@ impl fmt::Display for RangeError {
             Self::NoAccess => "some of the range may not be touched: change its protection first",
             Self::InNotifier => return error::RangeError::InNotifier.fmt(f),
             Self::Pinned => return error::RangeError::Pinned.fmt(f),
+            Self::Limited => {
+                "the space knows its own memory alone: raise the limit on virtual memory (ulimit -v \
+                 unlimited) before it is built"
+            }
             Self::Forking => "the process is forking, or changing its mappings; try again",
         };
         f.write_str(line)
@@ -117,13 +124,16 @@ impl Space {
         pieces.map_err(refused)
     }
 
-    /// The pages of a range of the space, whatever is mapped there, or of adopted memory.
+    /// The pages of a range, whoever has mapped what there.
     pub(crate) fn page_range(&self, address: usize, len: usize) -> Result<PageRange, RangeError> {
         let pages = page_range_of(address, len)?;
-        if !self.core().mmu().space_range().covers(pages) {
-            self.check_ours(pages, &self.pieces(pages)?)?;
+        if self.core().range().covers(pages) {
+            return Ok(pages);
         }
-        Ok(pages)
+        match EVERYWHERE.covers(pages) {
+            true => Err(RangeError::Limited),
+            false => Err(RangeError::Overflow),
+        }
     }
 
     /// Whether all of `pages` that are not of the space are adopted, as `pieces` has it.
@@ -150,7 +160,8 @@ impl Space {
         Ok(permissions.iter().all(|(_, allowed)| allowed.write))
     }
 
-    /// What the program may do with the parts of `pages` that are mapped in this space, or adopted.
+    /// What the program may do with the parts of `pages` that are mapped in this space, or adopted. The
+    /// rest is the kernel's to tell.
     pub(crate) fn permissions(&self, pages: PageRange) -> Result<Permissions, RangeError> {
         let ours = self
             .pieces(pages)?

@@ -49,6 +49,9 @@ impl Memory {
         pieces: Vec<(PageRange, Attributes)>,
     ) -> Result<(), Unfit> {
         let mmu = self.core.mmu();
+        // Who has the pages in a table of its own has them as memory that stays where it is.
+        let pages = pages_around(range);
+        let _changing = call.inside.invalidating(pages, Event::Adopt);
         let coming = mmu.take_in(range)?;
         if let Err(unfit) = mmu.serve(range.clone()) {
             // What of it is registered may have been touched, but is not known yet: it is all in RAM.

@@ -1,13 +1,30 @@
 //! Mirrors, with addresses: a device's own page table over a range, kept right while programs run.
 //!
 //! A device that reads and writes memory of the program by the program's own addresses has a
-//! [`DeviceTable`]. The space tells it before pages change ([`DeviceTable::invalidate`]), and
+//! [`DeviceTable`]. It may be over any memory of the process, managed or not, and over all of it. The space tells it before pages change ([`DeviceTable::invalidate`]), and
 //! [`Mirror::range_fault`] does the loop that fills it: no entry is written that is out of date already.
 //! [`PageTable`] is such a table in software, for devices that have none of their own, and shows how one
 //! is written.
 //!
 //! [`Mirror::exclusively`] takes a page from the program for a moment, for a device whose bus has no
 //! atomic operations.
+//!
+//! # Memory that the space does not manage
+//!
+//! It is faulted in, read and written where it is, and only changes when the program asks the kernel for that.
+//! The space sees what goes through it: its own calls on ranges, adoption, forks, and
+//! [`Memory::around_unmap`](crate::memory::Memory::around_unmap) and its like, for whoever takes over the
+//! program's system calls. Whatever else unmaps or protects such memory must not do so under a mirror.
+//! Where it happens all the same the device gets an error, or what has been mapped there since, and nobody is
+//! killed for it.
+//!
+//! | memory | what a device may map |
+//! | --- | --- |
+//! | that may not be read, or is not mapped | [`Mapped::Error`]; an error where it is needed |
+//! | that nobody has touched, or that the kernel has swapped out | [`Mapped::Nothing`], until it is needed |
+//! | the kernel's page of zeros; a file's page in a private mapping | [`Mapped::Ram`] to read, until it is needed to write |
+//! | all other | [`Mapped::Ram`], to write if the program may |
+//! | in huge pages, reserved or transparent | the same, of order 9 or 18 |
 //!
 //! # What holds while a table is locked
 //!
@@ -30,8 +47,8 @@ use crate::range::RangeError;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::time::{Duration, Instant};
-use told::{Place, Told};
-use uhmm_core::addr::{PAGE_SIZE, PageData};
+use told::Told;
+use uhmm_core::addr::{PAGE_SIZE, PageData, PageNo};
 use uhmm_core::fault::Scratch;
 use uhmm_core::mirror;
 use uhmm_linux::mmu::LinuxMmu;
@@ -125,20 +142,16 @@ impl From<NotifierError> for MirrorError {
 pub struct Mirror<'a, T> {
     space: &'a Space,
     device: Option<DeviceId>,
-    place: Place,
     mirror: mirror::Mirror<'a, LinuxMmu, Told<T>>,
 }
 
 /// The table of a mirror, locked: what it says is so for as long as this lives. See the module's head
 /// for what must not be done meanwhile.
-pub struct Table<'a, T> {
-    place: Place,
-    table: mirror::Table<'a, LinuxMmu, Told<T>>,
-}
+pub struct Table<'a, T>(mirror::Table<'a, LinuxMmu, Told<T>>);
 
 impl Space {
-    /// Makes `table` the page table of a device over a range, mapped or not: what is mapped there later
-    /// is mirrored too. Pages that are in private memory of `device` (or of another one with the same
+    /// Makes `table` the page table of a device over a range of addresses, mapped or not, managed or not:
+    /// what is mapped there later is mirrored too. Pages that are in private memory of `device` (or of another one with the same
     /// owner) are mapped for it where they are, instead of being brought to RAM.
     ///
     /// # Errors
@@ -149,7 +162,8 @@ impl Space {
     /// writes must not be borrowed meanwhile, and what it reads not mutably (but for atomics and cells).
     /// [`Table::read`] and [`Table::write`] are used only for pages that the table says are mapped, and the
     /// second only where it says that they may be written to; a table of one's own forgets what
-    /// [`DeviceTable::invalidate`] names.
+    /// [`DeviceTable::invalidate`] names. What of the range is mapped is not memory of uhmm itself that the
+    /// device writes to.
     pub unsafe fn mirror<T: DeviceTable + 'static>(
         &self,
         address: usize,
@@ -166,17 +180,15 @@ impl Space {
             ),
             None => None,
         };
-        let place = Place { address, pages };
         Ok(Mirror {
             space: self,
             device,
-            place,
-            mirror: self.core().mirror(pages, owner, Told { place, table })?,
+            mirror: self.core().mirror(pages, owner, Told(table))?,
         })
     }
 
-    /// Has `notifier` told before anything happens to the pages of a range, mapped or not: for a device
-    /// that keeps a page table with a lock of its own. [`Space::mirror`] does the whole loop.
+    /// Has `notifier` told before anything happens to the pages of a range, whatever is mapped there: for a
+    /// device that keeps a page table with a lock of its own. [`Space::mirror`] does the whole loop.
     ///
     /// # Errors
     /// [`MirrorError`].
@@ -187,12 +199,7 @@ impl Space {
         notifier: Box<dyn Notifier>,
     ) -> Result<IntervalNotifier<'_>, MirrorError> {
         let pages = self.page_range(address, len)?;
-        let place = Place { address, pages };
-        let told = Box::new(Told {
-            place,
-            table: notifier,
-        });
-        Ok(self.core().add_notifier(pages, told)?)
+        Ok(self.core().add_notifier(pages, Box::new(Told(notifier)))?)
     }
 }
 
@@ -227,7 +234,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
             found,
             rounds,
         } = self.mirror.fault_and_lock(&request, look, &mut scratch)?;
-        Ok((install(&mut self.table(table), &found), rounds))
+        Ok((install(&mut Table(table), &found), rounds))
     }
 
     /// As [`Mirror::range_fault`] of the one page at `address`, for a device that has met a fault there. If
@@ -259,7 +266,8 @@ impl<T: DeviceTable> Mirror<'_, T> {
     /// The bytes around a page that the program has said this device uses: that page at least.
     fn accessed_around(&self, page: usize) -> Result<Range<usize>, MirrorError> {
         const HUGE: usize = 2 << 20;
-        let whole = self.place.address..self.place.address + self.place.pages.bytes();
+        let pages = self.mirror.pages();
+        let whole = pages.start.address()..pages.end().address();
         if !whole.contains(&page) {
             return Err(mirror::MirrorError::NotMirrored.into());
         }
@@ -299,7 +307,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
     /// # Errors
     /// [`MirrorError`].
     pub fn lock(&self) -> Result<Table<'_, T>, MirrorError> {
-        Ok(self.table(self.mirror.lock()?))
+        Ok(Table(self.mirror.lock()?))
     }
 
     /// Makes pages the device's alone: unmapped, until the program touches them, they are pinned, their
@@ -325,7 +333,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
         let _signals = Blocked::all();
         let mut scratch = Scratch::default();
         let (table, alone) = self.mirror.take_and_lock(pages, &mut scratch)?;
-        Ok(install(&mut self.table(table), &alone))
+        Ok(install(&mut Table(table), &alone))
     }
 
     /// Has the page at `address` for the device alone, and gives its bytes to `with`: nobody else reads or
@@ -365,15 +373,7 @@ impl<T: DeviceTable> Mirror<'_, T> {
 
     /// Whether the device has the page at `address` alone now.
     pub fn has_alone(&self, address: usize) -> bool {
-        let page = self.place.page(address);
-        page.is_ok_and(|page| self.mirror.has_alone(page))
-    }
-
-    fn table<'t>(&self, table: mirror::Table<'t, LinuxMmu, Told<T>>) -> Table<'t, T> {
-        Table {
-            place: self.place,
-            table,
-        }
+        self.mirror.has_alone(PageNo::containing(address))
     }
 
     fn check_stack(&self) -> Result<(), MirrorError> {
@@ -389,8 +389,8 @@ impl<T> Table<'_, T> {
     /// # Errors
     /// [`MirrorError`]: the CPU does not map some of them; what `to` holds then is not used.
     pub fn read(&self, address: usize, to: &mut [u8]) -> Result<(), MirrorError> {
-        let page = self.place.page(address)?;
-        Ok(self.table.read(page, address % PAGE_SIZE, to)?)
+        let page = PageNo::containing(address);
+        Ok(self.0.read(page, address % PAGE_SIZE, to)?)
     }
 
     /// Writes bytes that the CPU has mapped writable, as the table says.
@@ -398,8 +398,8 @@ impl<T> Table<'_, T> {
     /// # Errors
     /// As [`Table::read`]; what is before the page that cannot be written to has been written.
     pub fn write(&mut self, address: usize, from: &[u8]) -> Result<(), MirrorError> {
-        let page = self.place.page(address)?;
-        Ok(self.table.write(page, address % PAGE_SIZE, from)?)
+        let page = PageNo::containing(address);
+        Ok(self.0.write(page, address % PAGE_SIZE, from)?)
     }
 
     /// Gives the bytes of the page at `address`, which the device has alone, to `with`: nobody else reads
@@ -412,9 +412,9 @@ impl<T> Table<'_, T> {
         address: usize,
         with: impl FnOnce(&mut T, &mut PageData) -> R,
     ) -> Result<R, MirrorError> {
-        let page = self.place.page(address)?;
-        let with = |told: &mut Told<T>, data: &mut PageData| with(&mut told.table, data);
-        Ok(self.table.with_exclusive(page, with)?)
+        let page = PageNo::containing(address);
+        let with = |told: &mut Told<T>, data: &mut PageData| with(&mut told.0, data);
+        Ok(self.0.with_exclusive(page, with)?)
     }
 }
 
@@ -422,12 +422,12 @@ impl<T> Deref for Table<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.table
+        &self.0
     }
 }
 
 impl<T> DerefMut for Table<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.table
+        &mut self.0
     }
 }

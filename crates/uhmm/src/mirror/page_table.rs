@@ -240,7 +240,7 @@ impl Mirror<'_, PageTable> {
         while at < end {
             let mut done = step(&mut self.lock()?, at)?;
             if done == 0 {
-                let (used, more) = self.fault_rest(at, end, need, |table, first, found| {
+                let (used, more) = self.fault_rest(at, end, need, &mut |table, first, found| {
                     table.set(first, found);
                     step(table, at)
                 })?;
@@ -264,7 +264,7 @@ impl Mirror<'_, PageTable> {
         at: usize,
         end: usize,
         need: Need,
-        mut install: impl FnMut(&mut Table<'_, PageTable>, usize, &[Mapped]) -> R,
+        install: &mut Install<'_, R>,
     ) -> Result<(R, usize), MirrorError> {
         let page = at - at % PAGE_SIZE;
         let rest = (end - page).next_multiple_of(PAGE_SIZE).min(AT_ONCE);
@@ -279,6 +279,9 @@ impl Mirror<'_, PageTable> {
         self.fault_around(at, need, install)
     }
 }
+
+/// What is done with what was found for pages from an address on.
+type Install<'a, R> = dyn FnMut(&mut Table<'_, PageTable>, usize, &[Mapped]) -> R + 'a;
 
 /// What is done with a piece of memory that the table has: its address, its place in the range, and what the
 /// table says of its first page.

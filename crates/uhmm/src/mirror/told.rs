@@ -1,8 +1,7 @@
-//! What happens to pages, told by address: the core knows pages by numbers of its own.
+//! What happens to pages, told by address: the core knows pages by number.
 
-use crate::range::RangeError;
 use std::ops::{Deref, DerefMut};
-use uhmm_core::addr::{PAGE_SHIFT, PAGE_SIZE, PageNo, PageRange};
+use uhmm_core::addr::PAGE_SIZE;
 use uhmm_core::mirror::{self, Event};
 
 /// What a notifier is told.
@@ -17,7 +16,7 @@ pub struct Invalidation {
 }
 
 impl Invalidation {
-    /// The address of each page.
+    /// The address of each page. They may be many: a fork is told for all of the range.
     pub fn pages(&self) -> impl Iterator<Item = usize> + use<> {
         (self.address..self.address + self.len).step_by(PAGE_SIZE)
     }
@@ -39,47 +38,26 @@ pub trait Notifier: Send + Sync {
     fn invalidate(&self, what: &Invalidation);
 }
 
-/// Where a mirrored range is, by address and by the core's numbers of its pages.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub(super) address: usize,
-    pub(super) pages: PageRange,
-}
-
-impl Place {
-    /// The page that holds `address`, which is in the range.
-    pub(super) fn page(self, address: usize) -> Result<PageNo, RangeError> {
-        let offset = address.checked_sub(self.address);
-        let page = offset.map(|offset| self.pages.start.plus(offset >> PAGE_SHIFT));
-        page.filter(|page| self.pages.contains(*page))
-            .ok_or(RangeError::Foreign)
-    }
-
-    fn told(self, what: &mirror::Invalidation) -> Invalidation {
-        let before = (what.pages.start.0 - self.pages.start.0) as usize;
-        Invalidation {
-            address: self.address + before * PAGE_SIZE,
-            len: what.pages.bytes(),
-            event: what.event,
-        }
+fn told(what: &mirror::Invalidation) -> Invalidation {
+    Invalidation {
+        address: what.pages.start.address(),
+        len: what.pages.bytes(),
+        event: what.event,
     }
 }
 
 /// A table, or a notifier, that is told by address.
-pub struct Told<T> {
-    pub(super) place: Place,
-    pub(super) table: T,
-}
+pub struct Told<T>(pub(super) T);
 
 impl<T: DeviceTable> mirror::DeviceTable for Told<T> {
     fn invalidate(&mut self, what: &mirror::Invalidation) {
-        self.table.invalidate(&self.place.told(what));
+        self.0.invalidate(&told(what));
     }
 }
 
 impl mirror::Notifier for Told<Box<dyn Notifier>> {
     fn invalidate(&self, what: &mirror::Invalidation) {
-        self.table.invalidate(&self.place.told(what));
+        self.0.invalidate(&told(what));
     }
 }
 
@@ -87,12 +65,12 @@ impl<T> Deref for Told<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.table
+        &self.0
     }
 }
 
 impl<T> DerefMut for Told<T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.table
+        &mut self.0
     }
 }

@@ -244,7 +244,7 @@ fn a_range_that_is_not_mirrored_is_refused() {
         (first + 5, PAGE_SIZE, uhmm::RangeError::Unaligned),
         (first, 100, uhmm::RangeError::Unaligned),
         (first, usize::MAX - 4095, uhmm::RangeError::Overflow),
-        (PAGE_SIZE, PAGE_SIZE, uhmm::RangeError::Foreign),
+        (1 << 60, PAGE_SIZE, uhmm::RangeError::Overflow),
     ] {
         assert_eq!(refused(address, len), MirrorError::Range(wanted));
     }
@@ -252,6 +252,7 @@ fn a_range_that_is_not_mirrored_is_refused() {
     let wanted = MirrorError::Mirror(mirror::MirrorError::NotMirrored);
     assert_eq!(refused(first, len), wanted);
     assert_eq!(refused(first + world.len(), PAGE_SIZE), wanted);
+    assert_eq!(refused(PAGE_SIZE, PAGE_SIZE), wanted);
     let table = || uhmm::mirror::PageTable::new(world.address, world.len());
     // SAFETY: none is made.
     let no_device = unsafe {
@@ -260,9 +261,9 @@ fn a_range_that_is_not_mirrored_is_refused() {
     };
     assert_eq!(no_device.err(), Some(MirrorError::NoSuchDevice));
     // SAFETY: as above.
-    let foreign = unsafe { world.space.mirror(PAGE_SIZE, PAGE_SIZE, None, table()) };
-    let wanted = MirrorError::Range(uhmm::RangeError::Foreign);
-    assert_eq!(foreign.err(), Some(wanted));
+    let beyond = unsafe { world.space.mirror(1 << 48, PAGE_SIZE, None, table()) };
+    let wanted = MirrorError::Range(uhmm::RangeError::Overflow);
+    assert_eq!(beyond.err(), Some(wanted));
 }
 
 /// What the program has said a device uses goes along with one fault, wherever it is by then; of other
