@@ -4,6 +4,10 @@
 mod changes;
 mod endurance;
 mod everything;
+#[path = "../common/file.rs"]
+mod file;
+mod foreign;
+mod foreign_changes;
 mod forks;
 mod gpu;
 mod looks;
@@ -11,9 +15,13 @@ mod lost;
 mod misuse;
 mod notifiers;
 mod own;
+#[path = "../adopt/own.rs"]
+#[allow(dead_code, reason = "it is of another test, which uses all of it")]
+mod own_memory;
 #[path = "../world/mod.rs"]
 mod world;
 
+use file::memory_file;
 use uhmm::DeviceId;
 use uhmm::mirror::{Mirror, MirrorError, PageTable};
 use uhmm_core::addr::PageNo;
