@@ -2,6 +2,7 @@
 //! memory by the program's addresses, while the program does to it whatever programs do.
 
 mod changes;
+mod copies;
 mod endurance;
 mod everything;
 #[path = "../common/file.rs"]
