@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod mmu;
 mod moves;
 pub mod outlines;
+mod own_copies;
 mod present;
 pub mod probe;
 pub mod proc_files;

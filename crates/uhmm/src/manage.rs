@@ -16,6 +16,7 @@ use crate::range::{refused, whole_pages};
 use std::ops::Range;
 use std::time::Duration;
 use uhmm_core::addr::{PAGE_SIZE, PageRange};
+use uhmm_core::mirror::Event;
 use uhmm_linux::adopt::Unfit;
 use uhmm_linux::stack;
 use uhmm_linux::vmas::Vma;
@@ -24,7 +25,9 @@ impl Space {
     /// Manages what can be managed of `len` bytes at `address`, and is not yet; returns the parts that are,
     /// in order, neighbours as one. All of it must be mapped and readable. Left out is what cannot be
     /// adopted (shared memory, files, code, reserved huge pages, locked memory, memory that is not for
-    /// children), and the calling thread's stack.
+    /// children), and the calling thread's stack. Of a private mapping of a file, the pages that the program
+    /// has written to are its own: while it has no thread but this one, they are made anonymous memory and
+    /// managed, and later changes of the file are not seen there any more.
     ///
     /// What is managed this way stays so until it is unmapped ([`Memory::around_unmap`]), moved, or given
     /// back: by [`Space::unmanage`], with the space's end, or when as many ranges are adopted as can be and
@@ -60,9 +63,17 @@ impl Space {
         if !mmu.range().covers(pages) {
             return Err(Unfit::TooLarge.into());
         }
-        let fit = vmas.iter().filter(|vma| vma.unfit().is_none());
-        let parts = fit.flat_map(|vma| without(&vma.range, &own).map(move |part| (part, vma)));
-        let parts: Vec<_> = parts.filter(|(part, _)| !mmu.is_own(part)).collect();
+        let mut parts: Vec<(Range<usize>, &Vma)> = Vec::new();
+        for vma in &vmas {
+            if vma.unfit().is_none() {
+                parts.extend(without(&vma.range, &own).map(|part| (part, vma)));
+            } else if vma.may_have_own_copies() {
+                let of_vma = pages_around(&vma.range);
+                let _changing = call.inside.invalidating(of_vma, Event::Adopt);
+                parts.extend(mmu.own_copies(vma).into_iter().map(|part| (part, vma)));
+            }
+        }
+        parts.retain(|(part, _)| !mmu.is_own(part));
         self.check_room(parts.iter().map(|(part, _)| part))?;
         for (part, vma) in parts {
             self.take_part_in(&mut call, &part, vma, pages)?;

@@ -15,6 +15,7 @@ pub mod thread;
 
 use crate::mmu::LinuxMmu;
 use signal::{SignalEngine, SignalError};
+pub(crate) use stacks::is_only_thread;
 use std::fmt;
 use std::io;
 use std::sync::Arc;

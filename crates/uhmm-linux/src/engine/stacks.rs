@@ -23,6 +23,19 @@ static HIGH: AtomicUsize = AtomicUsize::new(0);
 /// Threads being started now. What the C library allocates for them is theirs.
 static STARTING: AtomicUsize = AtomicUsize::new(0);
 
+/// Threads of ours that were started, and are not about to end.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the process has no thread but the caller and ours.
+pub(crate) fn is_only_thread() -> bool {
+    let before = RUNNING.load(SeqCst);
+    // A directory has a link for each directory in it, and two of its own.
+    let tasks = rustix::fs::stat("/proc/self/task").map_or(u64::MAX, |task| task.st_nlink as u64);
+    // Some other thread may start or end some of ours meanwhile: the lower count cannot hide that one.
+    let ours = before.min(RUNNING.load(SeqCst));
+    tasks == 2 + 1 + ours as u64
+}
+
 /// Whether memory that is allocated now must not be managed: the calling thread is one of ours, or
 /// one is being started.
 #[inline]
@@ -54,6 +67,7 @@ impl Stacks {
     /// Forgets all threads: in the child of a fork they do not exist.
     pub(crate) fn forget_threads(&self) {
         self.used.store(0, Release);
+        RUNNING.store(0, SeqCst);
     }
 
     /// Starts a thread that runs `main(argument)` with all signals blocked, on the CPU `cpu` if
@@ -95,6 +109,7 @@ impl Stacks {
             libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
             libc::pthread_attr_destroy(&mut attributes);
             check(created)?;
+            RUNNING.fetch_add(1, SeqCst);
             hide_thread();
             let mut set = std::mem::zeroed::<libc::cpu_set_t>();
             if let Some(cpu) = cpu {
@@ -131,8 +146,9 @@ fn hide_thread() {
     }
 }
 
-/// Puts the calling thread back into the count: it is about to end, and will be taken out of it.
+/// Puts the calling thread, which is about to end, back among the program's.
 pub(crate) fn show_thread() {
+    RUNNING.fetch_sub(1, SeqCst);
     if let Some(count) = thread_count() {
         count.fetch_add(1, AcqRel);
     }

@@ -17,6 +17,7 @@ mod kernel;
 #[path = "../common/alone.rs"]
 mod one_at_a_time;
 mod own;
+mod own_copies;
 #[path = "../devices/pin.rs"]
 mod pin;
 mod release;
