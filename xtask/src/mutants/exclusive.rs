@@ -7,6 +7,7 @@ const FAILURE: &str = "crates/uhmm-core/src/failure.rs";
 const MIRROR: &str = "crates/uhmm-core/src/mirror/mod.rs";
 const PROTECTION: &str = "crates/uhmm-core/src/protection.rs";
 const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
+const TABLE: &str = "crates/uhmm-core/src/mirror/table.rs";
 
 pub const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -90,7 +91,7 @@ pub const MUTANTS: &[Mutant] = &[
         rule: "R17",
         what: "a device gets at what another has alone",
         edits: &[edit(
-            MIRROR,
+            TABLE,
             "            if holder == interval.number\n",
             "            if holder < u16::MAX\n",
         )],

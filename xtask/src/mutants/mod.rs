@@ -24,6 +24,7 @@ mod exclusive;
 mod failure;
 mod fault_here;
 mod faults;
+mod foreign;
 mod fork;
 mod hints;
 mod holds;
@@ -60,6 +61,7 @@ const TABLES: &[&[Mutant]] = &[
     holds::MUTANTS,
     pins::MUTANTS,
     mirrors::MUTANTS,
+    foreign::MUTANTS,
     exclusive::MUTANTS,
     devices::MUTANTS,
     failure::MUTANTS,

@@ -39,6 +39,7 @@ mod selection;
 mod tracked;
 mod types;
 mod usage;
+mod user_copy;
 mod views;
 mod walks;
 mod watcher;

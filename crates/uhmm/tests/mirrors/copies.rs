@@ -115,9 +115,10 @@ fn the_buffer_may_be_managed_memory() {
     world.send(Place::Device(FIRST));
     write(&world.space, at(&own, 0), managed).unwrap();
     for (page, bytes) in plain.chunks(PAGE_SIZE).enumerate() {
-        world
-            .oracle
-            .check(page, &PageData((&*bytes).try_into().unwrap()));
+        world.oracle.check(
+            page,
+            &PageData(<[u8; PAGE_SIZE]>::try_from(&bytes[..]).unwrap()),
+        );
     }
     world.send(Place::Device(FIRST));
     plain.fill(3);
@@ -179,7 +180,8 @@ fn what_is_in_the_way_is_said_with_how_far_it_came() {
     let written = write(space, world.at(5), &[1; 5 * PAGE_SIZE]);
     let error = mirror::MirrorError::NotWritable(number(8));
     assert_eq!(written, in_the_way(3 * PAGE_SIZE, error));
-    assert_eq!([world.peek(7), world.peek(8) ^ 1], [1, world.peek(8) ^ 1]);
+    assert_eq!(world.peek(7), 1);
+    world.check(8);
     let said = written.unwrap_err().to_string();
     assert!(
         said.contains("may not be written to") && said.contains("12288 bytes"),

@@ -89,18 +89,18 @@ fn what_is_adopted_under_a_mirror_is_read_where_it_goes() {
         let word = |page: usize| at(&own, page) as *mut u64;
         thread::scope(|scope| {
             scope.spawn(|| {
-                let mut last = [0_u64; PAGES];
+                let mut last = [0_u64; PAGES / 2];
                 let mut next = 0_u64;
                 while !done.load(SeqCst) {
-                    for page in 0..PAGES / 2 {
+                    for (page, last) in last.iter_mut().enumerate() {
                         let mut bytes = [0; 8];
                         match mirror.read(at(&own, page), &mut bytes) {
                             Ok(_) => {}
                             Err(error) => assert!(is_for_now(&error), "{error}"),
                         }
                         let now = u64::from_le_bytes(bytes);
-                        assert!(now == 0 || now >= last[page], "page {page} went back");
-                        last[page] = last[page].max(now);
+                        assert!(now == 0 || now >= *last, "page {page} went back");
+                        *last = now.max(*last);
                     }
                     next += 1;
                     for page in PAGES / 2..PAGES {
