@@ -200,7 +200,7 @@ pub const MUTANTS: &[Mutant] = &[
             "        let _changing = call.inside.invalidating(pages, Event::Adopt);\n",
             "        let _ = (pages, Event::Adopt);\n",
         )],
-        tests: mirrors("what_is_adopted_under_a_mirror"),
+        tests: mirrors("what_is_adopted_leaves_the_table"),
     },
     Mutant {
         rule: "R14",

@@ -133,6 +133,53 @@ fn what_is_adopted_under_a_mirror_is_read_where_it_goes() {
     }
 }
 
+/// Adoption is a change like others: what a look was about to say of the pages does not count.
+#[test]
+fn what_is_adopted_leaves_the_table() {
+    let _alone = alone();
+    let space = with_device(MemoryType::Private);
+    let mirror = everything(&space);
+    let own = Own::map(8);
+    mirror.write(at(&own, 0), &[3; 8 * PAGE_SIZE]).unwrap();
+    let in_table = || {
+        let table = mirror.lock().unwrap();
+        (0..8)
+            .filter(|page| table.at(at(&own, *page)) != Mapped::Nothing)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(in_table().len(), 8);
+    // SAFETY: a mapping of the test's own, which is unmapped after its release.
+    let adopted = unsafe { space.adopt(own.at(2), 3 * PAGE_SIZE) }.unwrap();
+    assert_eq!(in_table(), [0, 1, 5, 6, 7]);
+    let mut bytes = [0; 8 * PAGE_SIZE];
+    mirror.read(at(&own, 0), &mut bytes).unwrap();
+    assert_eq!(bytes, [3; 8 * PAGE_SIZE]);
+    drop(adopted);
+    assert_eq!(in_table(), [0, 1, 5, 6, 7], "and it is given back");
+}
+
+/// In the signal engine a page that is being adopted cannot be brought by the kernel: that is no error.
+#[test]
+fn what_is_adopted_while_it_is_faulted_in_comes_all_the_same() {
+    let _alone = alone();
+    let builder = uhmm::Builder::new((BUDGET * PAGE_SIZE) as u64).engine(uhmm::Engine::Signal);
+    let space = builder.build().unwrap();
+    let mirror = everything(&space);
+    for round in 0..300 {
+        let own = Own::map(PAGES);
+        thread::scope(|scope| {
+            let device = scope.spawn(|| mirror.write(at(&own, 0), &vec![7; own.len()]));
+            thread::sleep(Duration::from_micros(round % 30 * 5));
+            // SAFETY: as above.
+            let adopted = unsafe { space.adopt(own.at(0), own.len()) }.unwrap();
+            device.join().unwrap().unwrap();
+            assert!((0..PAGES).all(|page| peek(at(&own, page)) == 7));
+            drop(adopted);
+        });
+        assert!((0..PAGES).all(|page| peek(at(&own, page)) == 7));
+    }
+}
+
 /// Calls that the space sees: the table forgets, and a device never reads what was there before.
 #[test]
 fn the_table_forgets_what_the_program_changes() {
