@@ -11,6 +11,8 @@ mod foreign;
 mod foreign_changes;
 mod forks;
 mod gpu;
+#[path = "../common/heap.rs"]
+mod heap;
 mod looks;
 mod lost;
 mod misuse;
@@ -19,6 +21,7 @@ mod own;
 #[path = "../adopt/own.rs"]
 #[allow(dead_code, reason = "it is of another test, which uses all of it")]
 mod own_memory;
+mod tables;
 #[path = "../world/mod.rs"]
 mod world;
 
