@@ -60,15 +60,22 @@ fn page(mapping: &Outline, address: usize, categories: u64) -> ForeignPage {
 }
 
 impl LinuxMmu {
+    /// Whether the memory is of the frame pool or of an arena: what is in it is somebody's page, on its way
+    /// or on a device, and nothing is to be read or brought there by address.
+    fn holds_frames(&self, range: &Range<usize>) -> bool {
+        self.is_own(range) && !self.space_range().overlaps(pages(range))
+    }
+
     /// Tells of the part of a mapping that is asked for.
     fn look_at(
         &self,
         mapping: &Outline,
         each: &mut dyn FnMut(PageRange, Foreign),
     ) -> Result<(), Errno> {
+        let frames = self.holds_frames(&mapping.range);
         let allowed = Permission {
-            read: mapping.read,
-            write: mapping.write,
+            read: mapping.read && !frames,
+            write: mapping.write && !frames,
         };
         let mut tell = |bytes: Range<usize>, page| {
             if !bytes.is_empty() {

@@ -115,10 +115,9 @@ fn the_buffer_may_be_managed_memory() {
     world.send(Place::Device(FIRST));
     write(&world.space, at(&own, 0), managed).unwrap();
     for (page, bytes) in plain.chunks(PAGE_SIZE).enumerate() {
-        world.oracle.check(
-            page,
-            &PageData(<[u8; PAGE_SIZE]>::try_from(&bytes[..]).unwrap()),
-        );
+        world
+            .oracle
+            .check(page, &PageData(<[u8; PAGE_SIZE]>::try_from(bytes).unwrap()));
     }
     world.send(Place::Device(FIRST));
     plain.fill(3);

@@ -1,6 +1,7 @@
 //! Memory that the space does not manage, as a device sees it: all kinds of mappings, each as the program
 //! itself has it.
 
+use crate::huge::skipped;
 use crate::in_the_way;
 use crate::memory_file;
 use crate::own_memory::{Own, raw_map, unmap};
@@ -14,13 +15,11 @@ use uhmm_core::addr::{PAGE_SIZE, PageNo};
 use uhmm_core::mirror::MirrorError;
 
 const EVERYTHING: usize = 1 << 47;
-const HUGE: usize = 2 << 20;
-const READ: libc::c_int = libc::PROT_READ;
-const BOTH: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+pub const READ: libc::c_int = libc::PROT_READ;
 
-const RAM: Mapped = Mapped::ram(true);
+pub const RAM: Mapped = Mapped::ram(true);
 const TO_READ: Mapped = Mapped::ram(false);
-const NOTHING: Mapped = Mapped::Nothing;
+pub const NOTHING: Mapped = Mapped::Nothing;
 const ZERO: Mapped = Mapped::Ram {
     write: false,
     zero: true,
@@ -53,12 +52,12 @@ pub fn peek(address: usize) -> u8 {
     unsafe { (address as *const u8).read_volatile() }
 }
 
-fn snapshot(mirror: &Mirror<'_, PageTable>, address: usize, pages: usize) -> Vec<Mapped> {
+pub fn snapshot(mirror: &Mirror<'_, PageTable>, address: usize, pages: usize) -> Vec<Mapped> {
     mirror.snapshot(address, pages * PAGE_SIZE).unwrap()
 }
 
 /// Has pages in the table; returns what was found, and in how many rounds.
-fn fault(
+pub fn fault(
     mirror: &Mirror<'_, PageTable>,
     address: usize,
     pages: usize,
@@ -275,8 +274,9 @@ fn what_the_program_may_not_do_with_its_own_memory_the_device_may_not() {
         all[..2 * PAGE_SIZE],
         [[1; PAGE_SIZE], [2; PAGE_SIZE]].concat()
     );
-    // The kernel's own page, which may only be read, and which nobody has to fault in.
-    let vdso = rustix_auxv_vdso();
+    // The kernel's own code may be read: it is at this address, if there is some.
+    // SAFETY: only asks.
+    let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
     if vdso != 0 {
         let mut elf = [0; 4];
         mirror.read(vdso, &mut elf).unwrap();
@@ -284,104 +284,22 @@ fn what_the_program_may_not_do_with_its_own_memory_the_device_may_not() {
     }
 }
 
-/// Where the kernel has mapped its shared object, or 0.
-fn rustix_auxv_vdso() -> usize {
-    // SAFETY: only asks.
-    unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) as usize }
-}
-
-/// What a test says that cannot be made where it runs.
-fn skipped(why: &str) {
-    eprintln!("\n*** SKIPPED: {why}; this test did NOT run\n");
-}
-
-fn huge(write: bool) -> Vec<Mapped> {
-    let order = 9;
-    let zero = false;
-    vec![Mapped::Ram { write, zero, order }; 512]
-}
-
+/// What is in the pool is somebody's page, wherever it lies: no device gets at it by address.
 #[test]
-fn transparent_huge_pages_are_told() {
+fn the_frame_pool_is_nobodys_to_read() {
     let _alone = alone();
     let space = plain();
     let mirror = everything(&space);
-    let own = Own::map(2 * 512);
-    own.advise(0..512, libc::MADV_HUGEPAGE);
-    own.advise(512..1024, libc::MADV_NOHUGEPAGE);
-    let (found, rounds) = fault(&mirror, at(&own, 0), 1024, Need::WRITE);
-    assert_eq!(rounds, 1);
-    if found[0] == RAM {
-        return skipped("the kernel has given no huge page");
-    }
-    assert_eq!(found, [huge(true), vec![RAM; 512]].concat());
-    assert_eq!(
-        snapshot(&mirror, at(&own, 100), 3),
-        huge(true)[..3],
-        "a part of it"
-    );
-    let bytes: Vec<u8> = (0..HUGE).map(|i| (i % 253) as u8).collect();
-    mirror.write(at(&own, 0), &bytes).unwrap();
-    own.protect(0..512, READ);
-    assert_eq!(snapshot(&mirror, at(&own, 0), 512), huge(false));
-    // One page of it changed makes small pages of all.
-    own.protect(0..512, BOTH);
-    own.advise(9..10, libc::MADV_DONTNEED);
-    let split = snapshot(&mirror, at(&own, 8), 3);
-    assert_eq!(split, [RAM, NOTHING, RAM]);
-    let mut found = vec![0; HUGE];
-    mirror.read(at(&own, 0), &mut found).unwrap();
-    assert!(found[..9 * PAGE_SIZE] == bytes[..9 * PAGE_SIZE]);
-    assert!(found[10 * PAGE_SIZE..] == bytes[10 * PAGE_SIZE..]);
-}
-
-/// Reserved huge pages, for as long as this lives.
-struct Reserved {
-    before: String,
-}
-
-impl Reserved {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-
-    fn some(pages: usize) -> Option<Self> {
-        let before = std::fs::read_to_string(Self::FILE).ok()?;
-        let count: usize = before.trim().parse().ok()?;
-        std::fs::write(Self::FILE, (count + pages).to_string()).ok()?;
-        let reserved = Self { before };
-        let now = std::fs::read_to_string(Self::FILE).ok()?;
-        (now.trim().parse::<usize>().ok()? >= count + pages).then_some(reserved)
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        std::fs::write(Self::FILE, &self.before).expect("huge pages are given back");
-    }
-}
-
-#[test]
-fn reserved_huge_pages_are_told() {
-    let _alone = alone();
-    let Some(_reserved) = Reserved::some(2) else {
-        return skipped("no huge pages can be reserved");
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let pool = maps
+        .lines()
+        .find(|line| line.ends_with("[anon:uhmm-frames]"));
+    let Some(pool) = pool else {
+        return skipped("the kernel keeps no names of mappings");
     };
-    let space = plain();
-    let mirror = everything(&space);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
-    for shared in [false, true] {
-        let kind = if shared { libc::MAP_SHARED } else { 0 };
-        let flags = flags & !if shared { libc::MAP_PRIVATE } else { 0 } | kind;
-        let address = raw_map(HUGE, flags, -1);
-        assert_eq!(snapshot(&mirror, address, 512), [NOTHING; 512]);
-        assert_eq!(fault(&mirror, address, 512, Need::WRITE), (huge(true), 1));
-        let bytes: Vec<u8> = (0..HUGE).map(|i| (i % 249) as u8).collect();
-        mirror.write(address, &bytes).unwrap();
-        // SAFETY: the mapping.
-        let seen = unsafe { std::slice::from_raw_parts(address as *const u8, HUGE) };
-        assert!(seen == bytes);
-        // SAFETY: the mapping.
-        unsafe { libc::mprotect(address as *mut _, HUGE, READ) };
-        assert_eq!(snapshot(&mirror, address, 512), huge(false));
-        unmap(address..address + HUGE);
-    }
+    let (start, _) = pool.split_once('-').unwrap();
+    let start = usize::from_str_radix(start, 16).unwrap();
+    assert_eq!(snapshot(&mirror, start, 2), [Mapped::Error; 2]);
+    let error = MirrorError::NoAccess(PageNo::containing(start));
+    assert_eq!(in_the_way(mirror.read(start, &mut [0])), error);
 }

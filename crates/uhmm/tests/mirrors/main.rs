@@ -13,6 +13,7 @@ mod forks;
 mod gpu;
 #[path = "../common/heap.rs"]
 mod heap;
+mod huge;
 mod looks;
 mod lost;
 mod misuse;
