@@ -10,7 +10,7 @@ const HUGE: usize = 2 << 20;
 const BOTH: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// What a test says that cannot be made where it runs.
-pub fn skipped(why: &str) {
+fn skipped(why: &str) {
     eprintln!("\n*** SKIPPED: {why}; this test did NOT run\n");
 }
 
@@ -116,13 +116,15 @@ fn huge_pages_of_the_space_are_told() {
     for page in 0..1024 {
         crate::foreign::poke(address + page * PAGE_SIZE, page as u8);
     }
-    assert_eq!(snapshot(&mirror, address, 1024), [RAM; 1024]);
+    // A handler may have the last one in hand still.
+    let found = fault(&mirror, address, 1024, Need::READ).0;
+    assert!(found == [RAM; 1024]);
     let applied = space.collapse(address, HUGE).unwrap();
     if applied.pages == 0 {
         return skipped("the kernel has given no huge page");
     }
     let expected = [huge(true), vec![RAM; 512]].concat();
-    assert_eq!(snapshot(&mirror, address, 1024), expected);
+    assert!(snapshot(&mirror, address, 1024) == expected);
     assert_eq!(snapshot(&mirror, address + PAGE_SIZE, 511), [RAM; 511]);
     for page in 0..1024 {
         let mut byte = [0];
