@@ -11,11 +11,10 @@
 //! all others take what they get ([`crate::claims`]), and who grips holds the lock on the regions. It is an
 //! application thread, and calls no device.
 
-use crate::addr::{PageNo, PageRange};
+use crate::addr::PageRange;
 use crate::entry::{Claim, State};
 use crate::error::RangeError;
 use crate::hints::Hints;
-use crate::mirror::Event;
 use crate::mmu::Mmu;
 use crate::ranges::Inside;
 use crate::space::Space;
@@ -125,7 +124,6 @@ impl<M: Mmu> Drop for Grip<'_, M> {
     }
 }
 
-/// What pages were that are dropped.
 impl<M: Mmu> Space<M> {
     /// Frees what a page had that is dropped, and nowhere. For application threads.
     pub(crate) fn free_dropped(&self, state: State) {
@@ -141,14 +139,6 @@ impl<M: Mmu> Space<M> {
             }
             State::Exclusive { frame, .. } => self.drop_exclusive(frame),
             State::None | State::Migrating | State::Poisoned => {}
-        }
-    }
-
-    /// Tells the mirror that had a page alone which is dropped.
-    pub(crate) fn notify_dropped(&self, page: PageNo, state: State) {
-        if let State::Exclusive { holder, .. } = state {
-            // Told of the range, its device may have gone back to it until it was claimed.
-            self.notify_one(holder, page, Event::Clear);
         }
     }
 }

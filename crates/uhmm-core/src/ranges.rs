@@ -180,7 +180,10 @@ impl<M: Mmu> Inside<'_, M> {
             }
             let was: ArrayVec<State, BLOCK> = (0..len).map(|i| run.was(i)).collect();
             for (i, state) in was.iter().enumerate() {
-                space.notify_dropped(page.plus(i), *state);
+                if let State::Exclusive { holder, .. } = state {
+                    // Told of the range, its device may have gone back to it until we claimed it.
+                    space.notify_one(*holder, page.plus(i), Event::Clear);
+                }
             }
             let marks = |state: &State| matches!(state, State::System { .. } | State::Poisoned);
             if was.iter().any(marks) {

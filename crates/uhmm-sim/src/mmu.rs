@@ -361,6 +361,10 @@ impl Mmu for SimMmu {
         progress
     }
 
+    fn manages(&self, page: PageNo) -> bool {
+        !lock(&self.pages).at(page).unmapped
+    }
+
     fn untrack(&self, page: PageNo) {
         lock(&self.pages).at(page).tracked = false;
         self.log_wake(PageRange::new(page, 1));

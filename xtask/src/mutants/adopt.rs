@@ -3,6 +3,7 @@
 use super::table::{Mutant, edit, rules};
 
 const ADOPT: &str = "crates/uhmm-core/src/adopt.rs";
+const GRIP: &str = "crates/uhmm-core/src/grip.rs";
 
 pub const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -108,5 +109,81 @@ pub const MUTANTS: &[Mutant] = &[
             "",
         )],
         tests: rules("r9_a_page_that_is_found"),
+    },
+    Mutant {
+        rule: "grip",
+        what: "what was unmapped stays in use",
+        edits: &[edit(
+            GRIP,
+            "            self.space.free_dropped(was);",
+            "            let _ = was;",
+        )],
+        tests: rules("pages_of_every_kind_are_gone"),
+    },
+    Mutant {
+        rule: "grip",
+        what: "pages are let go of when nobody has them in hand any more",
+        edits: &[edit(
+            GRIP,
+            "        let_go(self.pages);
+        for claim in std::mem::take(&mut self.claims) {
+            let was = claim.was();
+            self.settle(claim, State::None);
+            self.space.free_dropped(was);
+        }
+",
+            "        for claim in std::mem::take(&mut self.claims) {
+            let was = claim.was();
+            self.settle(claim, State::None);
+            self.space.free_dropped(was);
+        }
+        let_go(self.pages);
+",
+        )],
+        tests: rules("pages_of_every_kind_are_gone"),
+    },
+    Mutant {
+        rule: "grip",
+        what: "after a call that has failed pages are nowhere",
+        edits: &[edit(
+            GRIP,
+            "            self.space.entries.restore(claim, &self.space.mmu);",
+            "            let space = self.space;
+            space.entries.settle(claim, State::None, || space.stamp(), &space.mmu);",
+        )],
+        tests: rules("pages_of_every_kind_are_what_they_were"),
+    },
+    Mutant {
+        rule: "R11",
+        what: "pinned pages are taken in hand to be unmapped",
+        edits: &[
+            edit(GRIP, "        self.check_unpinned(pages)?;\n", ""),
+            edit(
+                GRIP,
+                "                _ if seen.pins() > 0 => return Err(RangeError::Pinned),\n",
+                "",
+            ),
+        ],
+        tests: rules("r11_what_is_pinned_is_not_gripped"),
+    },
+    Mutant {
+        rule: "grip",
+        what: "a page that is on a device is handed over as it is",
+        edits: &[edit(
+            GRIP,
+            "        if !are_home || !let_go(self.pages) {",
+            "        if !are_home && false || !let_go(self.pages) {",
+        )],
+        tests: rules("only_what_is_at_home"),
+    },
+    Mutant {
+        rule: "adopt",
+        what: "a page that nobody manages is given to a device",
+        edits: &[edit(
+            "crates/uhmm-core/src/migrate/collect.rs",
+            "                    && space.mmu.manages(at)\n",
+            "",
+        )],
+        tests: rules("a_hole_that_is_nobodys"),
     },
 ];

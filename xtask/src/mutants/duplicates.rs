@@ -4,6 +4,7 @@ use super::table::{Mutant, edit, rules};
 
 const FAULT: &str = "crates/uhmm-core/src/fault.rs";
 const PAGEMAP: &str = "crates/uhmm-core/src/pagemap/mod.rs";
+const GRIP: &str = "crates/uhmm-core/src/grip.rs";
 const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
 const UNMAP: &str = "crates/uhmm-core/src/reclaim/unmap.rs";
 
@@ -104,10 +105,10 @@ pub const MUTANTS: &[Mutant] = &[
         rule: "duplicates",
         what: "a page that is dropped leaves its duplicate behind",
         edits: &[edit(
-            RANGES,
-            "                    space.count_duplicates(-1);
-                    space.device(at.device).bury(at.page);",
-            "                    space.count_duplicates(-1);
+            GRIP,
+            "                    self.count_duplicates(-1);
+                    self.device(at.device).bury(at.page);",
+            "                    self.count_duplicates(-1);
                     let _ = at;",
         )],
         tests: rules("discarded_pages_take"),

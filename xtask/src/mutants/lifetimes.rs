@@ -9,7 +9,7 @@ const COLLECT: &str = "crates/uhmm-core/src/migrate/collect.rs";
 const HOLD: &str = "crates/uhmm-core/src/hold.rs";
 const MAP: &str = "crates/uhmm-core/src/map.rs";
 const PAGEMAP: &str = "crates/uhmm-core/src/pagemap/mod.rs";
-const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
+const GRIP: &str = "crates/uhmm-core/src/grip.rs";
 const RECLAIM: &str = "crates/uhmm-core/src/reclaim/mod.rs";
 const STORE: &str = "crates/uhmm-core/src/store.rs";
 
@@ -28,9 +28,9 @@ pub const MUTANTS: &[Mutant] = &[
         rule: "R1",
         what: "a page that is dropped stays on the device",
         edits: &[edit(
-            RANGES,
-            "            State::Private(at) => space.device(at.device).bury(at.page),\n            State::Limbo",
-            "            State::Private(_) => {}\n            State::Limbo",
+            GRIP,
+            "            State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),",
+            "            State::Private(_) | State::Coherent(_) => {}",
         )],
         tests: rules("r1_device_pages"),
     },

@@ -170,6 +170,10 @@ impl Mmu for HookedMmu {
         })
     }
 
+    fn manages(&self, page: PageNo) -> bool {
+        kernel(|| self.sim.manages(page))
+    }
+
     fn untrack(&self, page: PageNo) {
         kernel(|| {
             self.at(Op::Untrack);

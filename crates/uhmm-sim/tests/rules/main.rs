@@ -17,6 +17,7 @@ mod faults;
 mod fences;
 mod foreign;
 mod fork;
+mod grip;
 mod hints;
 mod holds;
 mod hook;

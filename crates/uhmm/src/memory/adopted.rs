@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
+use uhmm_core::error::RangeError;
 use uhmm_core::fault::Scratch;
 use uhmm_core::frames::BLOCK;
 use uhmm_core::grip::Grip;
@@ -127,9 +128,21 @@ impl Memory {
         call: &'a Call<'_>,
         pages: PageRange,
     ) -> io::Result<Vec<Grip<'a, LinuxMmu>>> {
-        let pieces = Self::adopted(call, pages).into_iter();
-        let grip = |(piece, _)| call.inside.grip(piece).map_err(super::to_io);
-        pieces.map(grip).collect()
+        let adopted = Self::adopted(call, pages);
+        for (piece, _) in &adopted {
+            call.inside.check_unpinned(*piece).map_err(super::to_io)?;
+        }
+        let start = Instant::now();
+        // Who has pinned some since then looks at the regions afterwards, does not get to, and lets go.
+        let grip = |(piece, _)| loop {
+            match call.inside.grip(piece) {
+                Err(RangeError::Pinned) if start.elapsed() < 2 * super::PATIENCE => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                done => break done.map_err(super::to_io),
+            }
+        };
+        adopted.into_iter().map(grip).collect()
     }
 
     /// Gives back what is adopted within `pages`, with a handle or without, from the front; `pages` are

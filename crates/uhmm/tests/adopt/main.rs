@@ -14,14 +14,18 @@ mod file;
 mod forks;
 mod home;
 mod kernel;
+mod manage;
 #[path = "../common/alone.rs"]
 mod one_at_a_time;
 mod own;
 mod own_copies;
 #[path = "../devices/pin.rs"]
 mod pin;
+mod program;
+mod protect;
 mod release;
 mod threads;
+mod unmap;
 
 use device::{Mood, TestDevice};
 use one_at_a_time::alone;
