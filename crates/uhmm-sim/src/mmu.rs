@@ -361,10 +361,6 @@ impl Mmu for SimMmu {
         progress
     }
 
-    fn manages(&self, page: PageNo) -> bool {
-        !lock(&self.pages).at(page).unmapped
-    }
-
     fn untrack(&self, page: PageNo) {
         lock(&self.pages).at(page).tracked = false;
         self.log_wake(PageRange::new(page, 1));
@@ -404,7 +400,7 @@ impl Mmu for SimMmu {
     }
 
     fn manages(&self, page: PageNo) -> bool {
-        !self.is_foreign(page)
+        !self.is_foreign(page) && !lock(&self.pages).at(page).unmapped
     }
 
     fn is_writable(&self, page: PageNo) -> bool {

@@ -30,10 +30,11 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn is_only_thread() -> bool {
     let before = RUNNING.load(SeqCst);
     // A directory has a link for each directory in it, and two of its own.
-    let tasks = rustix::fs::stat("/proc/self/task").map_or(u64::MAX, |task| task.st_nlink as u64);
+    let tasks =
+        rustix::fs::stat("/proc/self/task").map_or(usize::MAX, |task| task.st_nlink as usize);
     // Some other thread may start or end some of ours meanwhile: the lower count cannot hide that one.
     let ours = before.min(RUNNING.load(SeqCst));
-    tasks == 2 + 1 + ours as u64
+    tasks == 2 + 1 + ours
 }
 
 /// Whether memory that is allocated now must not be managed: the calling thread is one of ours, or

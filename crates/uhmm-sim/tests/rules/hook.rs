@@ -193,10 +193,6 @@ impl Mmu for HookedMmu {
         kernel(|| self.sim.write_mapped(page, offset, from));
     }
 
-    fn manages(&self, page: PageNo) -> bool {
-        self.sim.manages(page)
-    }
-
     fn is_writable(&self, page: PageNo) -> bool {
         kernel(|| self.sim.is_writable(page))
     }
