@@ -1,5 +1,5 @@
-//! `cargo xtask engines`: the library's tests and examples on the signal engine, as root and as a user
-//! without privilege. (`cargo test` runs them on the thread engine.)
+//! `cargo xtask engines`: the tests and examples of the library and of the software device on the signal
+//! engine, as root and as a user without privilege. (`cargo test` runs them on the thread engine.)
 
 use crate::Outcome;
 use crate::step::{Steps, cargo, root};
@@ -89,6 +89,8 @@ fn build() -> Result<Built, String> {
         "--release",
         "--package",
         "uhmm",
+        "--package",
+        "uhmm-dmirror",
         "--no-run",
         "--message-format=json",
     ])
@@ -96,7 +98,7 @@ fn build() -> Result<Built, String> {
     .output()
     .map_err(|why| format!("cargo test: {why}"))?;
     if !output.status.success() {
-        return Err("the tests of `uhmm` do not build".into());
+        return Err("the tests of `uhmm` or of `uhmm-dmirror` do not build".into());
     }
     let built = artifacts(&String::from_utf8_lossy(&output.stdout));
     if built.tests.is_empty() || built.examples.is_empty() {
@@ -105,7 +107,7 @@ fn build() -> Result<Built, String> {
     Ok(built)
 }
 
-/// The programs of the package `uhmm` in cargo's messages.
+/// The programs of these packages in cargo's messages.
 fn artifacts(messages: &str) -> Built {
     let mut built = Built {
         tests: Vec::new(),

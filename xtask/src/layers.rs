@@ -26,10 +26,21 @@ const LAYERS: &[Layer] = &[
     layer("uhmm-testkit", &["uhmm-core", "uhmm-sim"]).tested_with(&[DEVICES]),
     layer(DEVICES, &["uhmm-core"]).tested_with(TESTKIT),
     layer("uhmm", &["uhmm-core", "uhmm-linux", DEVICES]).tested_with(TESTKIT),
-    layer("uhmm-bench", &["uhmm", "uhmm-linux", "uhmm-core"]).tested_with(TESTKIT),
+    layer("uhmm-dmirror", &["uhmm"]).tested_with(TESTKIT),
+    layer(
+        "uhmm-bench",
+        &["uhmm", "uhmm-dmirror", "uhmm-linux", "uhmm-core"],
+    )
+    .tested_with(TESTKIT),
     layer(
         "uhmm-cli",
-        &["uhmm", "uhmm-bench", "uhmm-linux", "uhmm-core"],
+        &[
+            "uhmm",
+            "uhmm-bench",
+            "uhmm-dmirror",
+            "uhmm-linux",
+            "uhmm-core",
+        ],
     )
     .tested_with(TESTKIT),
     layer("xtask", &[]),

@@ -25,6 +25,7 @@ const UNSAFE: &[(&str, &str, Unsafe)] = &[
         "*",
         Allowed("hands out the memory of regions as slices"),
     ),
+    ("uhmm-dmirror", "uhmm_dmirror", InModule("process")),
     (
         "uhmm-bench",
         "*",
