@@ -27,6 +27,8 @@ pub enum Error {
     Io(io::Error),
     /// Pages could not be migrated.
     Migrate(MigrateError),
+    /// The software device has refused a command.
+    Device(uhmm_dmirror::Errno),
     /// A page was read back with other bytes than were written.
     WrongContent {
         /// The page's number in its region.
@@ -47,7 +49,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownName(name) => {
-                let names: Vec<_> = crate::names().collect();
+                let names: Vec<_> = crate::choices().collect();
                 write!(
                     f,
                     "unknown benchmark {name:?}: there are {}",
@@ -62,6 +64,7 @@ impl fmt::Display for Error {
             ),
             Self::Build(error) => error.fmt(f),
             Self::Migrate(error) => error.fmt(f),
+            Self::Device(error) => write!(f, "the device has refused a command: {error}"),
             Self::Open(error) => error.fmt(f),
             Self::Io(error) => error.fmt(f),
             Self::WrongContent { page } => {
@@ -85,6 +88,12 @@ impl std::error::Error for Error {}
 impl From<MigrateError> for Error {
     fn from(error: MigrateError) -> Self {
         Self::Migrate(error)
+    }
+}
+
+impl From<uhmm_dmirror::Errno> for Error {
+    fn from(error: uhmm_dmirror::Errno) -> Self {
+        Self::Device(error)
     }
 }
 

@@ -10,6 +10,7 @@
 mod bulk;
 mod content;
 mod cpu;
+mod dmirror;
 mod error;
 mod faults;
 mod floor;
@@ -28,7 +29,7 @@ use rounds::Rounds;
 /// What to measure.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The benchmarks to run, of [`names`]; none means all.
+    /// The benchmarks to run, of [`choices`]; none means all.
     pub names: Vec<String>,
     /// Less memory and fewer repeats: for a look and for tests, not for figures to keep.
     pub quick: bool,
@@ -90,11 +91,33 @@ const GROUPS: &[Group] = &[
         names: &oversubscribe::NAMES,
         run: oversubscribe::walks,
     },
+    Group {
+        names: &dmirror::NAMES,
+        run: dmirror::commands,
+    },
+    Group {
+        names: &["dmirror_fault_signal"],
+        run: dmirror::signal_fault,
+    },
 ];
+
+/// Names for all benchmarks that begin with them.
+const SETS: &[&str] = &["dmirror"];
 
 /// The names of all benchmarks, in the order in which they run.
 pub fn names() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().flat_map(|group| group.names.iter().copied())
+}
+
+/// What [`Options::names`] may have: the name of a benchmark, or of a set of them.
+pub fn choices() -> impl Iterator<Item = &'static str> {
+    names().chain(SETS.iter().copied())
+}
+
+/// Whether `choice` is the benchmark `name`, or a set that has it.
+fn is_chosen(choice: &str, name: &str) -> bool {
+    let rest = name.strip_prefix(choice);
+    choice == name || SETS.contains(&choice) && rest.is_some_and(|rest| rest.starts_with('_'))
 }
 
 /// Runs benchmarks, and tells `watch` of each figure as it is found.
@@ -105,11 +128,13 @@ pub fn run(options: &Options, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), Er
     if let Some(unknown) = options
         .names
         .iter()
-        .find(|name| !names().any(|known| known == name.as_str()))
+        .find(|name| !choices().any(|known| known == name.as_str()))
     {
         return Err(Error::UnknownName(unknown.clone()));
     }
-    let wanted = |name: &str| options.names.is_empty() || options.names.iter().any(|n| n == name);
+    let wanted = |name: &str| {
+        options.names.is_empty() || options.names.iter().any(|choice| is_chosen(choice, name))
+    };
     let mut rounds = Rounds::new(options.quick, &wanted, watch);
     rounds.say("warming memory up");
     machine::warm_up(options.quick)?;
@@ -132,6 +157,16 @@ mod tests {
         let count = all.len();
         all.dedup();
         assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn a_set_has_what_begins_with_its_name() {
+        let chosen = |choice| names().filter(move |name| is_chosen(choice, name)).count();
+        assert_eq!(chosen("dmirror"), dmirror::NAMES.len() + 1);
+        assert_eq!(chosen("dmirror_fault"), 1);
+        assert_eq!(chosen("first_touch"), 1);
+        assert_eq!(chosen("dmir"), 0);
+        assert!(SETS.iter().all(|set| chosen(set) > 1));
     }
 
     #[test]

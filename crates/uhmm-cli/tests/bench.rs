@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 21] = [
     "first_touch",
     "first_touch_uffd",
     "fault_private_mirror",
@@ -20,6 +20,12 @@ const NAMES: [&str; 15] = [
     "oversubscribe_seq_2t",
     "oversubscribe_random_1t",
     "oversubscribe_random_2t",
+    "dmirror_read_cold",
+    "dmirror_read_warm",
+    "dmirror_to_device",
+    "dmirror_to_system",
+    "dmirror_fault",
+    "dmirror_fault_signal",
 ];
 
 fn bench(arguments: &[&str]) -> Output {
@@ -84,6 +90,18 @@ fn the_table_has_what_was_asked_for() {
     let names: Vec<_> = rows[1..].iter().map(|row| row[0]).collect();
     assert_eq!(names, ["first_touch", "bulk_to_system"]);
     assert!(rows.iter().all(|row| row.len() == 6), "{rows:?}");
+}
+
+#[test]
+fn a_set_is_all_that_begins_with_its_name() {
+    let output = bench(&["--quick", "--json", "dmirror"]);
+    let name = |line| serde_json::from_str::<Value>(line).unwrap()["name"].clone();
+    let names: Vec<Value> = succeeded(&output).lines().map(name).collect();
+    let expected: Vec<&str> = NAMES
+        .into_iter()
+        .filter(|name| name.starts_with("dmirror_"))
+        .collect();
+    assert_eq!(names, expected);
 }
 
 #[test]

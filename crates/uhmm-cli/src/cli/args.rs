@@ -95,7 +95,7 @@ Examples:
 #[command(after_long_help = BENCH_HELP)]
 pub struct BenchArgs {
     /// The benchmarks to run [default: all]
-    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(uhmm_bench::names()))]
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(uhmm_bench::choices()))]
     pub names: Vec<String>,
 
     /// Print one JSON object a line: name, unit, value, floor, ratio, spread
@@ -114,6 +114,7 @@ Exit status:
 Examples:
   uhmm bench --quick
   uhmm bench fault_private_mirror fault_private_lz4
+  uhmm bench dmirror
   uhmm bench --json > figures.json";
 
 /// Prints the help that was asked for, or says in one line what is wrong with the arguments.
