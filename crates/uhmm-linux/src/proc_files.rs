@@ -1,10 +1,11 @@
 //! The kernel's files about this process's own memory, kept open.
 //!
-//! `pagemap` says what is present, `mem` reads a page whatever its protection, `smaps` lists the mappings with
-//! all there is to say of them, and of `maps` a single one can be asked for. They are opened once, because
-//! later may be too late: a program lowers its limit on open files or uses it up, changes its user (and `/proc/self` is root's from then on), or goes where no `/proc` is mounted. And a
-//! descriptor that came and went with each call would have a low number for a moment, which the
-//! program may close, or put a file of its own under, while we read from it.
+//! `pagemap` says what is present, `mem` reads a page whatever its protection, `smaps` lists the mappings
+//! with all there is to say of them, and of `maps` a single one can be asked for. They are opened once,
+//! because later may be too late: a program lowers its limit on open files or uses it up, changes its user
+//! (and `/proc/self` is root's from then on), or goes where no `/proc` is mounted. And a descriptor that
+//! came and went with each call would have a low number for a moment, which the program may close, or put
+//! a file of its own under, while we read from it.
 //!
 //! A descriptor refers to the memory of the process that opened it. In the child of a fork all are
 //! opened anew ([`ProcFiles::renew`]): the parent's pages, or nothing once the parent has ended, would

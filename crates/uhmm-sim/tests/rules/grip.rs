@@ -16,8 +16,9 @@ use uhmm_core::entry::State;
 use uhmm_core::error::RangeError;
 use uhmm_core::fault::{Access, Scratch};
 use uhmm_core::memory_type::MemoryType;
+use uhmm_core::mirror::Permission;
 use uhmm_core::pin::PinFlags;
-use uhmm_sim::Fault;
+use uhmm_sim::{Fault, Mapping};
 
 fn pages(first: usize, len: usize) -> PageRange {
     PageRange::new(number(first), len)
@@ -219,10 +220,15 @@ fn only_what_is_at_home_is_handed_over() {
 #[test]
 fn a_hole_that_is_nobodys_is_not_given_to_a_device() {
     let three = Three::new(64);
-    three.mmu().map(pages(8, 4), false);
-    assert_eq!(three.to_device(4, 12, DEVICE_PRIVATE), migrated(8, 0));
+    let all = Permission {
+        read: true,
+        write: true,
+    };
+    three.mmu().map_foreign(pages(8, 4), Mapping::Private, all);
+    let done = three.to_device(4, 12, DEVICE_PRIVATE);
+    assert_eq!(done.migrated, 8);
     assert!((8..12).all(|page| three.state(page) == State::None));
-    three.mmu().map(pages(8, 4), true);
+    three.mmu().unmap_foreign(pages(8, 4));
     three.check_all();
     three.check_invariants();
 }

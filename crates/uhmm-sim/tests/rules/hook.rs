@@ -171,7 +171,7 @@ impl Mmu for HookedMmu {
     }
 
     fn manages(&self, page: PageNo) -> bool {
-        kernel(|| self.sim.manages(page))
+        self.sim.manages(page)
     }
 
     fn untrack(&self, page: PageNo) {

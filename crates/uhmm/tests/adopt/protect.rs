@@ -24,6 +24,11 @@ fn three_kinds(device: Box<dyn Device>) -> World {
     world
 }
 
+/// Whether a device takes pages that are not writable: not one whose frames have to be mapped there.
+fn takes_all(name: &str) -> bool {
+    name != "coherent"
+}
+
 fn is_away(world: &World, page: usize) -> bool {
     matches!(world.state(page), State::Private(_) | State::Coherent(_))
 }
@@ -34,8 +39,9 @@ fn pages_that_are_not_writable_go_to_devices_and_come_back() {
     for (name, device) in devices() {
         let mut world = three_kinds(device);
         for _ in 0..3 {
-            assert_eq!(world.migrate(0..64, TO).left, 0, "{name}");
-            assert!((0..64).all(|page| is_away(&world, page)), "{name}");
+            let most = if takes_all(name) { 64 } else { 32 };
+            assert_eq!(world.migrate(0..64, TO).left, 64 - most, "{name}");
+            assert!((0..most).all(|page| is_away(&world, page)), "{name}");
             (0..64).step_by(2).for_each(|page| world.check(page));
             assert_eq!(world.migrate(0..64, Place::Ram).left, 0, "{name}");
             (0..64).for_each(|page| world.check(page));
@@ -151,8 +157,9 @@ fn the_page_of_zeros_migrates() {
         world.adopt();
         assert_eq!(world.charged(), PAGES, "{name}");
         for _ in 0..2 {
-            assert_eq!(world.migrate(0..PAGES, TO).left, 0, "{name}");
-            assert!((0..PAGES).all(|page| is_away(&world, page)), "{name}");
+            let first = if takes_all(name) { 0 } else { 48 };
+            assert_eq!(world.migrate(0..PAGES, TO).left, first, "{name}");
+            assert!((first..PAGES).all(|page| is_away(&world, page)), "{name}");
             world.check_all();
         }
         world.migrate(0..PAGES, TO);
