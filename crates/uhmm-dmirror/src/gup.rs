@@ -193,3 +193,64 @@ impl<'a> Gup<'a> {
         brought.is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(address: u64, size: u64, at_a_time: u32, flags: u32) -> [u8; LEN] {
+        let mut bytes = [0xaa; LEN];
+        let [first, second] = [address, size].map(u64::to_ne_bytes);
+        bytes[16..24].copy_from_slice(&first);
+        bytes[24..32].copy_from_slice(&second);
+        bytes[32..36].copy_from_slice(&at_a_time.to_ne_bytes());
+        bytes[36..40].copy_from_slice(&flags.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn numbers_and_flags_are_those_of_the_kernel() {
+        let flags = |write, longterm, fast| PinFlags {
+            write,
+            longterm,
+            fast,
+            peer: false,
+        };
+        for (request, given, take, is) in [
+            (0xc050_6701, 0, Take::References, flags(false, false, true)),
+            (0xc050_6702, 1, Take::Pins, flags(true, false, true)),
+            (0xc050_6702, 0x101, Take::Pins, flags(true, true, true)),
+            (0xc050_6703, 1, Take::Pins, flags(true, true, false)),
+            (0xc050_6704, 1, Take::References, flags(true, false, false)),
+            (0xc050_6705, 0x1_0000, Take::Pins, flags(false, true, false)),
+        ] {
+            let test = Test {
+                take,
+                flags: is,
+                range: 0x7000..0x9000,
+                at_a_time: 3,
+            };
+            // Pages are those that the bytes begin in, and whole.
+            for (address, size) in [(0x7000, 0x2000), (0x7fff, 0x2fff)] {
+                let decoded = decode(request, &bytes(address, size, 3, given));
+                assert_eq!(decoded, Ok(test.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for request in [0, 0xc050_6700, 0xc050_6706, 0xc050_6709, 0xc04c_6704] {
+            assert_eq!(
+                decode(request, &bytes(0x7000, 0x1000, 1, 0)),
+                Err(Errno::Inval)
+            );
+        }
+        let end = END as u64;
+        for (address, size) in [(end, 1), (end - 1, 2), (1, u64::MAX), (u64::MAX, 1)] {
+            let decoded = decode(0xc050_6704, &bytes(address, size, 1, 0));
+            assert_eq!(decoded, Err(Errno::Inval), "{address:#x}, {size:#x}");
+        }
+        assert!(decode(0xc050_6704, &bytes(end, 0, 1, 0)).is_ok());
+    }
+}
