@@ -153,3 +153,52 @@ impl ForeignMemory for LinuxMmu {
         unsafe { process_vm::write(page.address() + offset, from) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(shared: bool, page_size: usize) -> Outline {
+        Outline {
+            range: 0..1 << 30,
+            read: true,
+            write: true,
+            shared,
+            page_size: Some(page_size),
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_told_by_its_categories() {
+        let own = mapping(false, PAGE_SIZE);
+        let there = |categories| page(&own, 0, pagemap::PRESENT | categories);
+        assert_eq!(there(0), ForeignPage::ORDINARY);
+        let copied = ForeignPage {
+            copied_on_write: true,
+            ..ForeignPage::ORDINARY
+        };
+        assert_eq!(there(pagemap::FILE), copied);
+        let zero = ForeignPage {
+            zero: true,
+            ..copied
+        };
+        assert_eq!(there(pagemap::ZERO_PAGE), zero);
+        assert_eq!(there(pagemap::HUGE).order, 9, "of the kernel's own making");
+        let shared = mapping(true, PAGE_SIZE);
+        let there = page(&shared, 0, pagemap::PRESENT | pagemap::FILE);
+        assert_eq!(there, ForeignPage::ORDINARY);
+    }
+
+    #[test]
+    fn reserved_huge_pages_have_the_order_of_their_size() {
+        for (size, order) in [(2 << 20, 9), (1 << 30, 18)] {
+            let reserved = mapping(true, size);
+            let there = page(
+                &reserved,
+                0,
+                pagemap::PRESENT | pagemap::HUGE | pagemap::FILE,
+            );
+            assert_eq!((there.order, there.copied_on_write), (order, false));
+        }
+    }
+}

@@ -181,8 +181,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a page that nobody manages is given to a device",
         edits: &[edit(
             "crates/uhmm-core/src/migrate/collect.rs",
-            "                    && space.mmu.manages(at)\n",
-            "",
+            "                Some(claimed) if space.mmu.manages(at) => self.add(claimed, Origin::Hole),",
+            "                Some(claimed) => self.add(claimed, Origin::Hole),",
         )],
         tests: rules("a_hole_that_is_nobodys"),
     },

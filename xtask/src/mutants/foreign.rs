@@ -237,8 +237,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "what may not be touched is told as there",
         edits: &[edit(
             LINUX,
-            "            read: mapping.read,",
-            "            read: true,",
+            "            read: mapping.read && !frames,",
+            "            read: !frames,",
         )],
         tests: mirrors("a_snapshot_says_what_the_kernel"),
     },

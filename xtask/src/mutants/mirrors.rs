@@ -14,6 +14,7 @@ const NOTIFIER: &str = "crates/uhmm-core/src/mirror/notifier.rs";
 const PROTECTION: &str = "crates/uhmm-core/src/protection.rs";
 const RANGES: &str = "crates/uhmm-core/src/ranges.rs";
 const RANGE_FAULT: &str = "crates/uhmm-core/src/mirror/range_fault.rs";
+const TABLE: &str = "crates/uhmm-core/src/mirror/table.rs";
 const UNMAP: &str = "crates/uhmm-core/src/reclaim/unmap.rs";
 
 pub const MUTANTS: &[Mutant] = &[
@@ -279,8 +280,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a device that never gets on tries for ever",
         edits: &[edit(
             MIRROR,
-            "            if start.elapsed() > patience(pages.len) {",
-            "            if start.elapsed() > 100 * patience(pages.len) {",
+            "        let is_late = || start.elapsed() > patience(pages.len);",
+            "        let is_late = || start.elapsed() > 100 * patience(pages.len);",
         )],
         tests: rules("r14_a_range_that_does_not_come"),
     },
@@ -288,9 +289,9 @@ pub const MUTANTS: &[Mutant] = &[
         rule: "R14",
         what: "a device reads through the CPU what the CPU does not map",
         edits: &[edit(
-            MIRROR,
-            "        mapped.then_some(()).ok_or(MirrorError::NotInTable(page))",
-            "        let _ = mapped;\n        Ok(())",
+            TABLE,
+            "            _ => Err(MirrorError::NotInTable(page)),\n        }\n    }\n}",
+            "            _ => Ok(By::Space),\n        }\n    }\n}",
         )],
         tests: rules("r14_what_the_cpu_does_not"),
     },
@@ -329,8 +330,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "private pages are mapped whose ever they are",
         edits: &[edit(
             RANGE_FAULT,
-            "if owner.is_some() && self.owner(at.device) == owner => device(at),",
-            "if owner.is_some() => device(at),",
+            "            State::Private(at) if owner.is_some() && self.owner(at.device) == owner => {",
+            "            State::Private(at) if owner.is_some() => {",
         )],
         tests: rules("r14_private_pages"),
     },
@@ -389,8 +390,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "what does not come is waited for without end",
         edits: &[edit(
             RANGE_FAULT,
-            "                        if start.elapsed() > patience(request.pages.len) {",
-            "                        if start.elapsed() > 100 * patience(request.pages.len) {",
+            "        let is_late = || start.elapsed() > patience(pages.len);",
+            "        let is_late = || start.elapsed() > 100 * patience(pages.len);",
         )],
         tests: rules("r14_what_does_not_come"),
     },
