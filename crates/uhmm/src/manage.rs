@@ -126,7 +126,11 @@ impl Space {
         len: usize,
         patience: Duration,
     ) -> Result<(), ReleaseError> {
-        let mut pages = pages_around(&(address..address.saturating_add(len)));
+        let mut pages = match len {
+            // Which a page would be around, if it does not begin on one.
+            0 => PageRange::EMPTY,
+            _ => pages_around(&(address..address.saturating_add(len))),
+        };
         self.off_managed_stack(|| self.memory().give_back(&mut pages, false, Some(patience)))
     }
 }

@@ -193,9 +193,7 @@ impl Memory {
             return done;
         }
         for grip in grips {
-            // Hints are gone with what they were given for.
-            let unhinted = inside.inside.set_hints(grip.pages(), Hints::NONE);
-            debug_assert!(unhinted.is_ok(), "adopted pages: {unhinted:?}");
+            drop_hints(inside, grip.pages());
             grip.forget(|pages| self.core.mmu().forget(pages));
         }
         inside.regions.release(pages);
@@ -237,12 +235,14 @@ impl Memory {
         }
         let mmu = self.core.mmu();
         if let Ok(grip) = inside.inside.grip(pages) {
+            drop_hints(inside, pages);
             grip.forget(|pages| mmu.forget(pages));
             inside.regions.release(pages);
         }
     }
 
-    /// The pages of a range that the kernel can be asked about; `None`: it will refuse it.
+    /// The pages of a range that can be managed or mirrored; `None`: there are none, or the kernel will
+    /// refuse it.
     fn outside(&self, address: usize, len: usize) -> io::Result<Option<PageRange>> {
         let all = self.core.range();
         let whole = address
@@ -254,10 +254,20 @@ impl Memory {
         if self.touches(address, len) {
             return Err(ErrorKind::InvalidInput.into());
         }
-        let pages = pages_around(&(address..end));
-        // Where the space has tables for itself alone, nothing else is adopted or mirrored.
-        Ok(all.covers(pages).then_some(pages))
+        // Some calls take a range that goes past all that can be mapped, and do what there is to do before
+        // they say so. And where the space has tables for itself alone, nothing else is adopted or mirrored.
+        let (start, end) = (
+            address.max(all.start.address()),
+            end.min(all.end().address()),
+        );
+        Ok((start < end).then(|| pages_around(&(start..end))))
     }
+}
+
+/// Hints are gone with what they were given for.
+fn drop_hints(inside: &Call<'_>, pages: PageRange) {
+    let unhinted = inside.inside.set_hints(pages, Hints::NONE);
+    debug_assert!(unhinted.is_ok(), "adopted pages: {unhinted:?}");
 }
 
 fn is_adopted() -> io::Error {

@@ -15,6 +15,7 @@ mod forks;
 mod home;
 mod kernel;
 mod manage;
+mod odd;
 #[path = "../common/alone.rs"]
 mod one_at_a_time;
 mod own;
