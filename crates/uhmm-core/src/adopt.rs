@@ -140,7 +140,10 @@ impl<M: Mmu> Step<'_, M> {
             State::Limbo(slot) => self.space.bring_frame(page, slot, &mut scratch.pages[0]),
             State::Private(_) => return self.bring_private(scratch),
             State::Coherent(at) => {
-                let now = self.space.bring_mapped(page, at, &mut scratch.pages[0]);
+                let shared = self.run.was_shared(place);
+                let now = self
+                    .space
+                    .bring_mapped(page, at, shared, &mut scratch.pages[0]);
                 self.left.extend(now.map(|_| at));
                 now
             }
@@ -258,19 +261,41 @@ impl<M: Mmu> Space<M> {
         Some(now)
     }
 
+    /// Takes the frame of a page home that is not tracked; what stopped it, if anything did.
+    fn take_home(&self, one: PageRange, at: DeviceAddr) -> Option<Stop> {
+        let taken = self.mmu.take(one, Home::Arena(at));
+        if taken.stop != Some(Stop::Busy) {
+            return taken.stop;
+        }
+        self.mmu.unshare(one);
+        self.mmu.take(one, Home::Arena(at)).stop
+    }
+
     /// A mapped device page: its frame is taken home, and its bytes are copied to RAM. A frame that cannot
     /// be moved, because it is pinned, stays where it is, and is the program's from now on.
-    fn bring_mapped(&self, page: PageNo, at: DeviceAddr, scratch: &mut PageData) -> Option<State> {
+    fn bring_mapped(
+        &self,
+        page: PageNo,
+        at: DeviceAddr,
+        shared: bool,
+        scratch: &mut PageData,
+    ) -> Option<State> {
         if self.is_held(at) {
             return None;
         }
         let one = PageRange::new(page, 1);
-        let mut taken = self.mmu.take(one, Home::Arena(at));
-        if taken.stop == Some(Stop::Busy) {
-            self.mmu.unshare(one);
-            taken = self.mmu.take(one, Home::Arena(at));
-        }
-        match taken.stop {
+        let stop = if shared && !self.is_ours_alone(page) {
+            if !self.copy_home(page, at) {
+                return None;
+            }
+            None
+        } else {
+            if shared {
+                self.mmu.untrack(page);
+            }
+            self.take_home(one, at)
+        };
+        match stop {
             None => {}
             Some(Stop::Busy | Stop::Protected) => {
                 self.pool.charge_existing(1, self.stats());

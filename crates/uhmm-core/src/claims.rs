@@ -83,6 +83,13 @@ impl<'a, M: Mmu> Run<'a, M> {
             .was()
     }
 
+    /// Whether the page at place `i` among those still claimed was shared.
+    pub(crate) fn was_shared(&self, i: usize) -> bool {
+        self.claims[self.done + i]
+            .as_ref()
+            .is_some_and(Claim::was_shared)
+    }
+
     /// The first `pages` still claimed now are `state`.
     pub(crate) fn settle(&mut self, pages: usize, state: impl Fn(usize) -> State) {
         let space = self.space;
@@ -148,6 +155,11 @@ impl<'a, M: Mmu> Single<'a, M> {
         select: impl Fn(State) -> bool,
     ) -> Option<Self> {
         Self::claim_if(space, page, |seen| select(seen.state()))
+    }
+
+    /// Claims `page` if it is a coherent page that is shared since a fork, and nobody else has it.
+    pub(crate) fn claim_shared(space: &'a Space<M>, page: PageNo) -> Option<Self> {
+        Self::claim_if(space, page, Word::is_shared)
     }
 
     fn claim_if(space: &'a Space<M>, page: PageNo, select: impl Fn(Word) -> bool) -> Option<Self> {

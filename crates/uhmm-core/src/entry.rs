@@ -7,7 +7,7 @@
 //! | 0..3 | tag: 0 None, 1 System, 2 Limbo, 3 Private, 4 Coherent, 5 Exclusive, 6 Migrating, 7 Poisoned |
 //! | 3 | referenced: spared once by reclaim (only System) |
 //! | 4 | wanted: somebody waits for the end of the migration (only Migrating) |
-//! | 5 | duplicate: a device page still has the same bytes (only System) |
+//! | 5 | System: duplicate, a device page still has the same bytes; Coherent: shared, another process may map the frame too, since a fork |
 //! | 6..22 | how many pins keep the page where it is (System, Coherent, Poisoned, and Migrating from these); Exclusive: the mirror that has it |
 //! | 22..31 | System: the stamp of when the page came to RAM (R20) |
 //! | 32..64 | Limbo, Exclusive: the frame's slot; Private, Coherent, duplicate: device (3 bits), page (29 bits) |
@@ -20,7 +20,8 @@
 //! to Migrating. Only the holder of the `Claim` takes it out of Migrating again, by
 //! `EntryTable::settle`, or back to where it was by `EntryTable::restore`. So a page is in the hands of one
 //! thread at a time, and no lock is held across copies and system calls. The exceptions are single
-//! compare-and-swaps on a settled word: one sets or clears the referenced bit, two count pins up and down.
+//! compare-and-swaps on a settled word: one sets or clears the referenced bit, two count pins up and down,
+//! and one marks coherent pages as shared, around a fork.
 //!
 //! A pinned page may be claimed only by who leaves it where it is (`claims` sees to that),
 //! and its pins outlast the claim: they stay in the word. So a pin is a promise that the page stays,
@@ -130,6 +131,9 @@ const TAG: u64 = 7;
 const REFERENCED: u64 = 1 << 3;
 const WANTED: u64 = 1 << 4;
 const DUPLICATE: u64 = 1 << 5;
+/// The same bit, of a coherent page.
+const SHARED: u64 = 1 << 5;
+const COHERENT: u64 = 4;
 const PIN_SHIFT: u32 = 6;
 const PINS: u64 = 0xffff << PIN_SHIFT;
 const STAMP_SHIFT: u32 = 22;
@@ -155,7 +159,7 @@ impl Word {
             }
             State::Limbo(frame) => 2 | (frame.0 as u64) << 32,
             State::Private(at) => 3 | device_page(at),
-            State::Coherent(at) => 4 | device_page(at),
+            State::Coherent(at) => COHERENT | device_page(at),
             State::Exclusive { frame, holder } => {
                 5 | (holder as u64) << PIN_SHIFT | (frame.0 as u64) << 32
             }
@@ -182,7 +186,7 @@ impl Word {
             },
             2 => State::Limbo(FrameNo(payload)),
             3 => State::Private(at),
-            4 => State::Coherent(at),
+            COHERENT => State::Coherent(at),
             5 => State::Exclusive {
                 frame: FrameNo(payload),
                 holder: self.pin_field(),
@@ -205,6 +209,12 @@ impl Word {
         }
     }
 
+    /// Whether the page is coherent, and its frame may be another process's too, since a fork: writes to
+    /// it are tracked ([`crate::cow`]). A shared page has no pins.
+    pub(crate) const fn is_shared(self) -> bool {
+        self.0 & TAG == COHERENT && self.0 & SHARED != 0
+    }
+
     /// When the page came to RAM.
     pub(crate) const fn stamp(self) -> Stamp {
         Stamp::from_bits(self.0 >> STAMP_SHIFT)
@@ -213,6 +223,15 @@ impl Word {
     /// This word, without a stamp so far, of a page that came to RAM at `now`.
     const fn stamped(self, now: Stamp) -> Self {
         Self(self.0 | now.bits() << STAMP_SHIFT)
+    }
+
+    /// This word, but for the pins.
+    const fn without_pins(self) -> Self {
+        if self.state().counts_pins() {
+            self.pinned(0)
+        } else {
+            self
+        }
     }
 
     /// This word with so many pins.
@@ -327,12 +346,23 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
         now: impl FnOnce() -> Stamp,
         mmu: &M,
     ) {
-        let word = self.word(claim.page);
         let mut settled = Word::of(state);
         if let State::System { .. } = state {
             let was_there = matches!(claim.was(), State::System { .. });
             settled = settled.stamped(if was_there { claim.was.stamp() } else { now() });
         }
+        self.end(claim, settled, mmu);
+    }
+
+    /// Ends `claim`: the page is what it was (R5, R7).
+    pub(crate) fn restore<M: Mmu>(&self, claim: Claim, mmu: &M) {
+        let was = claim.was.without_pins();
+        self.end(claim, was, mmu);
+    }
+
+    /// Ends `claim` with a word that has no pins: those that the page has are kept.
+    fn end<M: Mmu>(&self, claim: Claim, settled: Word, mmu: &M) {
+        let (word, state) = (self.word(claim.page), settled.state());
         self.count(claim.page, claimed_weight(claim.was.0), weight(settled.0));
         let settle = |now| match Word(now).pins() {
             0 => Some(settled.0),
@@ -346,12 +376,6 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
             mmu.wake(PageRange::new(claim.page, 1));
             mmu.wake_waiters(word);
         }
-    }
-
-    /// Ends `claim`: the page is what it was (R5, R7).
-    pub(crate) fn restore<M: Mmu>(&self, claim: Claim, mmu: &M) {
-        let (state, stamp) = (claim.was.state(), claim.was.stamp());
-        self.settle(claim, state, || stamp, mmu);
     }
 
     /// Gives the page its second chance up: clears the referenced bit.
@@ -381,6 +405,22 @@ impl<T: Deref<Target = [AtomicU64]>> EntryTable<T> {
             Ok(was) => Word(was).pins() == 1,
             Err(_) => panic!("{page:?} is unpinned more often than pinned (R12)"),
         }
+    }
+
+    /// Marks `page` as shared, if it is coherent, settled, and not pinned; returns whether it is so.
+    pub(crate) fn share(&self, page: PageNo) -> bool {
+        let is_coherent = |word: Word| matches!(word.state(), State::Coherent(_));
+        let shared =
+            |now| (is_coherent(Word(now)) && Word(now).pins() == 0).then_some(now | SHARED);
+        self.word(page)
+            .fetch_update(AcqRel, Acquire, shared)
+            .is_ok()
+    }
+
+    /// Takes that mark away again.
+    pub(crate) fn share_no_more(&self, page: PageNo) {
+        let plain = |now| Word(now).is_shared().then_some(now & !SHARED);
+        let _ = self.word(page).fetch_update(AcqRel, Acquire, plain);
     }
 
     /// Forgets all pins of `page`: in the child of a fork nobody has any.
@@ -496,6 +536,11 @@ impl Claim {
 
     pub(crate) fn was(&self) -> State {
         self.was.state()
+    }
+
+    /// Whether it was shared.
+    pub(crate) fn was_shared(&self) -> bool {
+        self.was.is_shared()
     }
 
     /// How many pins keep the page where it is.

@@ -30,7 +30,8 @@ pub enum Access {
     Read,
     /// It wrote to a missing page.
     Write,
-    /// It wrote to a present page whose writes are tracked ([`crate::mmu::Tracking::Writes`]).
+    /// It wrote to a present page whose writes are tracked: it has a duplicate on a device, or is a
+    /// coherent page that is shared since a fork.
     Tracked,
 }
 
@@ -180,6 +181,9 @@ impl<M: Mmu> Space<M> {
             State::Migrating if self.entries.want(page, seen) => Outcome::Served,
             State::Migrating => Outcome::Again,
             State::System { .. } if access == Access::Tracked => self.untrack(page),
+            State::Coherent(_) if access == Access::Tracked && seen.is_shared() => {
+                self.copy_on_write(page, scratch)
+            }
             // The page went after the write was stopped: the touch repeats, and finds it missing.
             _ if access == Access::Tracked => self.served(page),
             State::Poisoned => {
@@ -263,7 +267,7 @@ impl<M: Mmu> Space<M> {
     }
 
     /// From nowhere (zeros) or from a device, to new memory or to a warm frame.
-    fn bring_in(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
+    pub(crate) fn bring_in(&self, page: PageNo, access: Access, scratch: &mut Scratch) -> Outcome {
         let seen = self.state(page);
         let fresh = seen == State::None;
         let kept = |page, state: State| {

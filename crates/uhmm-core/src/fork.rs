@@ -10,6 +10,8 @@
 //!    for a lock whose holder faults. They are served without changing anything that the child
 //!    gets a copy of: the page's bytes are copied into place, and the page is put on the *log*, in
 //!    this order: log, then copy. The entry, the frame and the device page stay as they are.
+//!    A write to a tracked page is let through, and logged, if it is in RAM. If it is coherent, it gets a
+//!    copy in RAM now: all coherent pages are shared from the moment the gate is closed ([`crate::cow`]).
 //! 3. fork. Just before it, [`Space::seal_for_fork`] makes faults wait for its end, so that no
 //!    handler is at work in a device at the moment of the copy: its lock would be held for ever in
 //!    the child. The wait is bounded by `SEAL`, for the sake of point 2.
@@ -24,7 +26,7 @@
 //! Where the bound of the seal was reached, the child takes the locks of this crate over (a handler
 //! only reads under them): see [`crate::lock`].
 
-use crate::addr::{PAGE_SHIFT, PageNo, PageRange};
+use crate::addr::{DeviceAddr, PAGE_SHIFT, PageData, PageNo, PageRange};
 use crate::claims::Single;
 use crate::entry::State;
 use crate::events::Event;
@@ -43,6 +45,16 @@ const SEAL: Duration = Duration::from_millis(100);
 
 /// How long a fault that cannot be served now waits for the gate before it is tried again.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// Where a page comes from that is served while the gate is closed.
+enum From {
+    /// It is there, and only its tracking ends.
+    Untracked,
+    /// It is there, and shared.
+    Shared(DeviceAddr),
+    Zeros,
+    Scratch,
+}
 
 pub(crate) struct ForkLog {
     pages: Box<[AtomicU64]>,
@@ -79,6 +91,7 @@ impl<M: Mmu> Space<M> {
     pub fn close_for_fork(&self) {
         // The log is empty from the fork before, and faults may be on it before this returns.
         self.gate.close(&self.mmu);
+        self.share_coherent();
     }
 
     /// The fork comes next: faults wait for its end. What the forking thread will touch from now
@@ -108,31 +121,50 @@ impl<M: Mmu> Space<M> {
             std::thread::yield_now();
             return false;
         }
-        let state = self.entries.state(page);
+        let seen = self.entries.load(page);
         let one = PageRange::new(page, 1);
-        let from = match state {
+        let from = match seen.state() {
             // Nothing is copied: the page is there.
-            State::System { .. } if access == Access::Tracked => &[],
+            State::System { .. } if access == Access::Tracked => From::Untracked,
+            State::Coherent(at) if access == Access::Tracked && seen.is_shared() => {
+                if self.fork_log.iter().any(|logged| logged == page) {
+                    // Another thread's write came first: it is in RAM. (It may have been tracked once more,
+                    // by a forking thread that was at it just then.)
+                    self.mmu.untrack(page);
+                    return true;
+                }
+                if self.is_held_too(at) {
+                    // It stays where it is. If a copy is made of it after the fork, it is the kernel's.
+                    self.mmu.untrack(page);
+                    return true;
+                }
+                if !self.is_present(page) {
+                    // Dropped behind our back: the touch repeats, and finds it missing.
+                    self.mmu.wake(one);
+                    return true;
+                }
+                From::Shared(at)
+            }
             // It went after the write was stopped: the touch repeats, and finds it missing.
             _ if access == Access::Tracked => {
                 self.mmu.wake(one);
                 return true;
             }
-            State::None | State::System { .. } | State::Coherent(_) => &ZEROS[..1],
+            State::None | State::System { .. } | State::Coherent(_) => From::Zeros,
             State::Private(at) => {
                 if self.load(at, &mut scratch.pages[0]).is_err() {
                     // Poisoning is for the open gate.
                     drop(serving);
                     return self.try_again_soon(page);
                 }
-                &scratch.pages[..1]
+                From::Scratch
             }
             State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {
                 let frame = self.pool.claim_limbo(slot);
                 let to = &mut scratch.pages[0];
                 self.mmu
                     .with_frame(&frame, &mut |data| to.0.copy_from_slice(&data.0));
-                &scratch.pages[..1]
+                From::Scratch
             }
             // Not while nobody is inside; if it were, this would be the way.
             State::Migrating => return false,
@@ -148,13 +180,43 @@ impl<M: Mmu> Space<M> {
         }
         self.fork_log.pages[next].store(page.0, Release);
         self.fork_log.len.store(next + 1, Release);
-        if from.is_empty() {
-            self.mmu.untrack(page);
-        } else if self.mmu.copy(from, page, Tracking::Off).pages == 0 {
+        let copy = |from| self.mmu.copy(from, page, Tracking::Off).pages == 1;
+        let served = match from {
+            From::Untracked => {
+                self.mmu.untrack(page);
+                true
+            }
+            From::Shared(at) => {
+                let copied = self.copy_while_closed(page, at, &mut scratch.pages[0]);
+                if !copied {
+                    self.fork_log.len.store(next, Release);
+                    drop(serving);
+                    return self.try_again_soon(page);
+                }
+                true
+            }
+            From::Zeros => copy(&ZEROS[..1]),
+            From::Scratch => copy(&scratch.pages[..1]),
+        };
+        if !served {
             // Present: it was served, and logged, before. Anything else: the touch repeats.
             self.fork_log.len.store(next, Release);
             self.mmu.wake(one);
         }
+        true
+    }
+
+    /// A write to a coherent page while the gate is closed: a copy in RAM takes its place, as after the fork.
+    /// `false`: the machine has no memory now.
+    fn copy_while_closed(&self, page: PageNo, at: DeviceAddr, scratch: &mut PageData) -> bool {
+        if !self.copy_home(page, at) {
+            return false;
+        }
+        // The bytes are at home: where the fork comes now, the child finds them there.
+        while self.load(at, scratch).is_err() {
+            self.nap();
+        }
+        self.map_bytes(page, scratch);
         true
     }
 
@@ -207,8 +269,12 @@ impl<M: Mmu> Space<M> {
                 }
             });
         }
+        for page in self.fork_log.iter() {
+            self.find_at_home(page);
+        }
         self.forget_duplicates();
         self.forget_pins();
+        self.share_coherent();
         self.notifiers.forget();
         self.end_log();
         self.set_gauges();
@@ -273,12 +339,25 @@ impl<M: Mmu> Space<M> {
             return;
         }
         self.pool.charge_existing(1, self.stats());
+        if matches!(was, State::Coherent(_)) {
+            self.mmu.untrack(page);
+        }
         claimed.settle(State::system(true));
         match was {
             State::Private(at) | State::Coherent(at) => self.device(at.device).bury(at.page),
             State::Limbo(slot) => self.pool.put_free(self.pool.claim_limbo(slot)),
             State::Exclusive { frame, .. } => self.drop_exclusive(frame),
             _ => {}
+        }
+    }
+
+    /// In the child: a page on the log whose bytes had just gone home when the process was copied.
+    fn find_at_home(&self, page: PageNo) {
+        if !self.is_present(page)
+            && let Some(claimed) = Single::claim_shared(self, page)
+            && let State::Coherent(at) = claimed.was()
+        {
+            claimed.settle(State::Private(at));
         }
     }
 

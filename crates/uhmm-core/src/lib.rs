@@ -13,6 +13,7 @@ pub mod adopt;
 mod around;
 mod check;
 mod claims;
+mod cow;
 pub mod device;
 pub mod entry;
 pub mod error;

@@ -67,7 +67,8 @@ pub enum Stop {
 pub enum Tracking {
     /// Whatever the mapping allows; nobody is told.
     Off,
-    /// Read; a write is a fault ([`crate::fault::Access::Tracked`]) until [`Mmu::untrack`].
+    /// Read; a write is a fault ([`crate::fault::Access::Tracked`]) until [`Mmu::untrack`]. As for pages
+    /// that [`Mmu::track`] was called for.
     Writes,
 }
 
@@ -107,6 +108,13 @@ pub trait Mmu: ForeignMemory + Send + Sync {
 
     /// Fills missing pages from `at` on with copies of `from`, in new memory. Wakes whoever waits.
     fn copy(&self, from: &[PageData], at: PageNo, tracking: Tracking) -> Progress;
+
+    /// Begins write tracking of what is present of `pages`. `false`: not of all of it.
+    fn track(&self, pages: PageRange) -> bool;
+
+    /// How many of the first of `pages` are present, and mapped by this process alone: by no other that
+    /// was forked, or that forked it.
+    fn mapped_here_alone(&self, pages: PageRange) -> usize;
 
     /// Ends write tracking of the present `page`, and wakes whoever waits to write to it.
     fn untrack(&self, page: PageNo);

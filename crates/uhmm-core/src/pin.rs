@@ -19,7 +19,7 @@
 //! those before it are released.
 //!
 //! A pin *for writing* also ends what makes the next write a fault: write tracking, and sharing with a
-//! child of a fork.
+//! child of a fork. Of a coherent page any pin ends that ([`crate::cow`]).
 //!
 //! References taken by `get_pages` do the same for a moment; they are not for long, and are counted
 //! apart. No more than seven eighths of the budget can be pinned: what is left has to turn over for the
@@ -38,7 +38,7 @@ use crate::gate::{Refused, takes_refusals};
 use crate::lock::generation;
 use crate::memory_type::Holding;
 use crate::migrate::MigrateError;
-use crate::mirror::in_notifier;
+use crate::mirror::{Event, in_notifier};
 use crate::mmu::Mmu;
 use crate::space::Space;
 use std::fmt;
@@ -374,6 +374,16 @@ impl<M: Mmu> Space<M> {
                         Ok(()) => {}
                     }
                 }
+                // The next write would be a fault, and what it leaves is not what was pinned.
+                State::Coherent(_) if seen.is_shared() => {
+                    if flags.fast {
+                        return Err(PinError::WouldFault(page));
+                    }
+                    if late {
+                        return Err(PinError::Busy(page));
+                    }
+                    self.end_tracking(page)?;
+                }
                 State::System { .. } | State::Coherent(_) => {
                     if seen.pins() == MAX_PINS {
                         return Err(PinError::TooMany(page));
@@ -432,11 +442,17 @@ impl<M: Mmu> Space<M> {
         Ok(())
     }
 
-    /// Ends the tracking of a page in RAM, if there is any and nobody else has the page.
+    /// Ends the tracking of a page, if there is any and nobody else has the page: of one in RAM that has a
+    /// duplicate, and of a coherent one that is shared, which gets a frame of its own.
     pub(crate) fn end_tracking(&self, page: PageNo) -> Result<(), Refused> {
         let _pass = self.gate.enter_soon(&self.mmu)?;
         if let Some(claimed) = Single::claim_in_place(self, page, State::is_tracked) {
             self.give_duplicate_up(claimed);
+        } else if let Some(claimed) = Single::claim_shared(self, page) {
+            self.notify(PageRange::new(page, 1), Event::Migrate);
+            if !self.own_in_place(claimed) {
+                self.nap();
+            }
         }
         Ok(())
     }

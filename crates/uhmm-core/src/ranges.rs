@@ -260,6 +260,13 @@ impl<M: Mmu> Inside<'_, M> {
                 space.end_exclusive(from);
                 continue;
             }
+            if space.entries.load(from).is_shared() {
+                // As above.
+                if !Single::claim_shared(space, from).is_some_and(|page| space.own_in_place(page)) {
+                    std::thread::yield_now();
+                }
+                continue;
+            }
             let same = |i, state| match (first, state) {
                 (State::System { .. }, State::System { duplicate, .. }) => duplicate.is_none(),
                 (State::Limbo(slot), state) => state == State::Limbo(slot.plus(i)),

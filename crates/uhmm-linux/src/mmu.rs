@@ -15,7 +15,7 @@
 //! mapping. Where a range straddles two, a move is repeated on halves, and a copy does the first page.
 
 use crate::abi::uffd::{OpenError, Uffd};
-use crate::abi::{futex, numa};
+use crate::abi::{futex, numa, pagemap};
 use crate::adopted::AdoptedRanges;
 use crate::arena::Arena;
 use crate::engine::Kind;
@@ -522,6 +522,22 @@ impl Mmu for LinuxMmu {
                 nothing => nothing,
             }
         })
+    }
+
+    fn track(&self, pages: PageRange) -> bool {
+        let mut all = true;
+        self.each_managed(pages, |place| {
+            let protect = |_| self.uffd.write_protect(place.clone(), true).is_ok();
+            all &= (0..RACES).any(protect);
+        });
+        all
+    }
+
+    fn mapped_here_alone(&self, pages: PageRange) -> usize {
+        let (file, managed) = (self.files.pagemap(), self.managed(pages));
+        let alone = pagemap::mapped_here_alone(file, managed.start.address(), managed.len);
+        // A page that nothing is known of counts as shared: at worst a copy is made that nobody needs.
+        alone.unwrap_or(0)
     }
 
     fn untrack(&self, page: PageNo) {

@@ -27,6 +27,8 @@ pub enum Call {
     AddArena,
     /// [`Mmu::with_arena`](uhmm_core::mmu::Mmu::with_arena) of an empty slot: answers `false`.
     FillArena,
+    /// [`Mmu::track`](uhmm_core::mmu::Mmu::track): answers `false`.
+    Track,
 }
 
 impl Call {
@@ -39,7 +41,12 @@ impl Call {
             Self::Copy => &[Stop::Changing, Stop::NoMemory],
             Self::FillArena => &[Stop::NoMemory],
             // No failure is expected of these in the middle of things.
-            Self::Table | Self::Peek | Self::Look | Self::Populate | Self::AddArena => &[],
+            Self::Table
+            | Self::Peek
+            | Self::Look
+            | Self::Populate
+            | Self::AddArena
+            | Self::Track => &[],
         }
     }
 }

@@ -110,7 +110,11 @@ impl SimMmu {
         page: PageNo,
         write: impl FnOnce(&mut PageData),
     ) -> Result<(), Fault> {
-        lock(&self.pages).at(page).touch(true).map(write)
+        let mut pages = lock(&self.pages);
+        let page = pages.at(page);
+        page.touch(true)?;
+        page.own(&mut lock(&self.memory));
+        page.touch(true).map(write)
     }
 
     /// Pins a page for I/O, as the kernel does: `false` if it is not present.
@@ -134,6 +138,23 @@ impl SimMmu {
         lock(&self.pages)
             .present(pages)
             .for_each(|(_, page)| page.shared = true);
+    }
+
+    /// The other process has ended, or runs another program: no page is shared.
+    pub fn share_no_more(&self) {
+        let mut pages = lock(&self.pages);
+        let all = pages.range;
+        pages.present(all).for_each(|(_, page)| page.shared = false);
+    }
+
+    /// From now on this is the child of a fork: the kernel tracks nothing here, and what is present is
+    /// shared with the parent.
+    pub fn become_child(&self) {
+        let mut pages = lock(&self.pages);
+        let all = pages.range;
+        for (_, page) in pages.present(all) {
+            (page.tracked, page.shared) = (false, true);
+        }
     }
 
     /// Says whether the program may write to `pages`.
@@ -361,6 +382,25 @@ impl Mmu for SimMmu {
         progress
     }
 
+    fn track(&self, pages: PageRange) -> bool {
+        if lock(&self.failures).next(Call::Track, 1).is_some() {
+            return false;
+        }
+        lock(&self.pages)
+            .present(pages)
+            .for_each(|(_, page)| page.tracked = true);
+        true
+    }
+
+    fn mapped_here_alone(&self, pages: PageRange) -> usize {
+        let mut space = lock(&self.pages);
+        let alone = |page: &PageNo| {
+            let page = space.at(*page);
+            page.data.is_some() && !page.shared
+        };
+        pages.iter().take_while(alone).count()
+    }
+
     fn untrack(&self, page: PageNo) {
         lock(&self.pages).at(page).tracked = false;
         self.log_wake(PageRange::new(page, 1));
@@ -392,8 +432,7 @@ impl Mmu for SimMmu {
             !place.protected,
             "a device writes to {page:?}, which may not be"
         );
-        // To a copy, where it is shared after a fork.
-        place.shared = false;
+        place.own(&mut lock(&self.memory));
         let data = place.data.as_mut();
         let data = data.unwrap_or_else(|| panic!("a device writes {page:?}, which is not there"));
         data.bytes.0[offset..offset + from.len()].copy_from_slice(from);

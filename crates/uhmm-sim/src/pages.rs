@@ -1,5 +1,6 @@
 //! The space: what is mapped where, and what the program sees of it.
 
+use crate::memory::Memory;
 use std::collections::BTreeMap;
 use uhmm_core::addr::{PageData, PageNo, PageRange};
 use uhmm_core::mmu::Stop;
@@ -22,7 +23,7 @@ pub enum Fault {
 /// A physical page.
 pub(crate) struct Physical {
     pub bytes: Box<PageData>,
-    /// It is memory of an arena, and no RAM. That never changes.
+    /// It is memory of an arena, and no RAM.
     pub arena: bool,
 }
 
@@ -91,6 +92,18 @@ impl Page {
         );
     }
 
+    /// A write comes to the page. One that is shared after a fork is copied first, by the kernel, and the
+    /// copy is ordinary memory, whatever the page was.
+    pub fn own(&mut self, memory: &mut Memory) {
+        if let Some(page) = &mut self.data
+            && std::mem::take(&mut self.shared)
+            && std::mem::take(&mut page.arena)
+        {
+            memory.uncharge(true);
+            memory.charge(false).expect("memory for a copy");
+        }
+    }
+
     /// What the program meets here: memory, or a fault.
     pub fn touch(&mut self, write: bool) -> Result<&mut PageData, Fault> {
         if self.unmapped {
@@ -105,8 +118,6 @@ impl Page {
         if write && self.tracked {
             return Err(Fault::Tracked);
         }
-        // A write to a page shared after a fork is to a copy.
-        self.shared &= !write;
         let present = self.data.as_mut().ok_or(Fault::Missing)?;
         Ok(&mut present.bytes)
     }

@@ -22,7 +22,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[edit(
             FORK,
             "        self.fork_log.len.store(next + 1, Release);\n",
-            "        if !from.is_empty() {
+            "        if !matches!(from, From::Untracked) {
             self.fork_log.len.store(next + 1, Release);
         }\n",
         )],
@@ -71,8 +71,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a fault during a fork is served zeros for a page of a device",
         edits: &[edit(
             FORK,
-            "                &scratch.pages[..1]\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
-            "                &ZEROS[..1]\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
+            "                From::Scratch\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
+            "                From::Zeros\n            }\n            State::Limbo(slot) | State::Exclusive { frame: slot, .. } => {",
         )],
         tests: rules("r16_faults_during"),
     },

@@ -18,6 +18,7 @@
 
 mod adopt;
 mod batch;
+mod cow;
 mod devices;
 mod duplicates;
 mod exclusive;
@@ -69,6 +70,7 @@ const TABLES: &[&[Mutant]] = &[
     fault_here::MUTANTS,
     duplicates::MUTANTS,
     fork::MUTANTS,
+    cow::MUTANTS,
     hints::MUTANTS,
     adopt::MUTANTS,
     pressure::MUTANTS,

@@ -87,8 +87,8 @@ pub const MUTANTS: &[Mutant] = &[
         what: "a device page that could not be mapped again counts as mapped",
         edits: &[edit(
             FINALIZE,
-            "                claimed.settle(State::Private(at));\n                return;\n",
-            "",
+            "                false => State::Private(at),\n",
+            "                false => State::Coherent(at),\n",
         )],
         tests: rules("r5_a_way_back"),
     },

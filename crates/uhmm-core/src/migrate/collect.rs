@@ -4,7 +4,7 @@ use super::{Copied, Hands, Item, MigrateError, Migrated, Migration, Origin, Sele
 use crate::addr::{DeviceAddr, DevicePage, Home, PageData, PageNo, PageRange};
 use crate::claims::{Run, Single};
 use crate::device::Owner;
-use crate::entry::State;
+use crate::entry::{State, Word};
 use crate::frames::{BLOCK, first_slot};
 use crate::gate::Pass;
 use crate::memory_type::MemoryType;
@@ -432,11 +432,45 @@ impl<'a, M: Mmu> Hands<'a, M> {
         None
     }
 
+    /// A mapped device page that is shared since a fork: a copy of its frame goes home, if it is another
+    /// process's too.
+    fn collect_shared(&mut self, page: PageNo, at: DeviceAddr) -> usize {
+        let space = self.space;
+        let is_it = |claimed: &Single<'_, M>| claimed.was() == State::Coherent(at);
+        let Some(claimed) = Single::claim_shared(space, page).filter(is_it) else {
+            self.not_claimed(page);
+            return 1;
+        };
+        let Some(held) = self.hold_alone(at) else {
+            self.leave_out();
+            return 1;
+        };
+        if space.is_ours_alone(page) {
+            // From now on it is a page like others, and is looked at again.
+            held.end(space.device_stats(at.device));
+            space.mmu.untrack(page);
+            claimed.settle(State::Coherent(at));
+            return 0;
+        }
+        space.notify(PageRange::new(page, 1), Event::Migrate);
+        if space.copy_home(page, at) {
+            self.add(claimed, Origin::Device { at, held });
+        } else {
+            held.end(space.device_stats(at.device));
+            self.leave_out();
+        }
+        1
+    }
+
     /// Takes home the frames of a run of mapped device pages.
     fn collect_mapped(&mut self, page: PageNo, first: DeviceAddr, most: usize) -> usize {
         let space = self.space;
-        let in_line = |i, state| state == State::Coherent(first.plus(i));
-        let mut run = Run::collect(space, page, most.min(BLOCK), in_line);
+        if space.entries.load(page).is_shared() {
+            return self.collect_shared(page, first);
+        }
+        let in_line =
+            |i, seen: Word| seen.state() == State::Coherent(first.plus(i)) && !seen.is_shared();
+        let mut run = Run::collect_if(space, page, most.min(BLOCK), in_line);
         let mut held = VecDeque::new();
         while held.len() < run.pages().len {
             match self.hold_alone(first.plus(held.len())) {

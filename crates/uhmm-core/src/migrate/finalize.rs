@@ -384,15 +384,15 @@ impl<M: Mmu> Space<M> {
     }
 
     /// Makes a page what it was whose frame, if it has one, is at home on its device.
-    fn map_home(&self, claimed: Single<'_, M>, at: DeviceAddr) {
+    pub(crate) fn map_home(&self, claimed: Single<'_, M>, at: DeviceAddr) {
         if matches!(claimed.was(), State::Coherent(_)) {
             let one = PageRange::new(claimed.page(), 1);
-            if self.mmu.put(Home::Arena(at), one).pages == 0 {
-                // A touch brings it to RAM.
-                claimed.settle(State::Private(at));
-                return;
-            }
+            let mapped = self.mmu.put(Home::Arena(at), one).pages == 1;
+            // Where it is not, a touch brings it to RAM. Shared it is no more, either way.
+            claimed.settle(match mapped {
+                true => State::Coherent(at),
+                false => State::Private(at),
+            });
         }
-        drop(claimed);
     }
 }

@@ -285,14 +285,16 @@ impl<M: Mmu> Space<M> {
             self.device(at.device).set_used(at.page);
             Look::Is(Mapped::Device { at, write })
         };
-        Ok(match self.state(page) {
+        let seen = self.entries.load(page);
+        Ok(match seen.state() {
             State::Poisoned if need.fault => return Err(MirrorError::Poisoned(page)),
             State::Poisoned => Look::Is(Mapped::Error),
             State::System {
                 duplicate: Some(_), ..
             } if to_write => Look::Tracked,
             State::System { duplicate, .. } => Look::Is(Mapped::ram(write && duplicate.is_none())),
-            State::Coherent(at) => device(at, write),
+            State::Coherent(_) if seen.is_shared() && to_write => Look::Tracked,
+            State::Coherent(at) => device(at, write && !seen.is_shared()),
             State::Private(at) if owner.is_some() && self.owner(at.device) == owner => {
                 match self.device(at.device).memory_type().is_mapped() {
                     false => device(at, write),

@@ -1,4 +1,5 @@
-//! `PAGEMAP_SCAN` (Linux 6.7): what is really mapped, in bulk.
+//! `PAGEMAP_SCAN` (Linux 6.7): what is really mapped, in bulk; and the words of the file itself, which say
+//! whether anybody else maps a page.
 
 use linux_raw_sys::general::{page_region, pm_scan_arg};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -130,6 +131,40 @@ unsafe impl rustix::ioctl::Ioctl for ScanUpdater<'_> {
     ) -> io::Result<i32> {
         Ok(out)
     }
+}
+
+/// Bit of a word: the page is in memory.
+const WORD_PRESENT: u64 = 1 << 63;
+/// Bit of a word: it is mapped here and nowhere else (Linux 4.2).
+const WORD_EXCLUSIVE: u64 = 1 << 56;
+
+/// Pages whose words are read at once.
+const WORDS: usize = 64;
+
+/// How many pages from `address` on, at most `pages`, are in memory and mapped by this process alone: not
+/// by a child or a parent too, since a fork. `pagemap` is as for [`scan_in`].
+///
+/// # Errors
+/// What reading the file returns, `EINTR` excepted.
+pub fn mapped_here_alone(
+    pagemap: BorrowedFd<'_>,
+    address: usize,
+    pages: usize,
+) -> io::Result<usize> {
+    let mut words = [0; WORDS * 8];
+    let wanted = pages.min(WORDS) * 8;
+    let offset = (address / 4096 * 8) as u64;
+    let read = loop {
+        match io::pread(pagemap, &mut words[..wanted], offset) {
+            Err(Errno::INTR) => {}
+            read => break read?,
+        }
+    };
+    let words = words[..read].as_chunks::<8>().0.iter();
+    let both = WORD_PRESENT | WORD_EXCLUSIVE;
+    Ok(words
+        .take_while(|word| u64::from_ne_bytes(**word) & both == both)
+        .count())
 }
 
 #[cfg(test)]

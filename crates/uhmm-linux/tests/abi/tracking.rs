@@ -8,8 +8,10 @@ use crate::common::{
 use linux_raw_sys::general::{UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MprotectFlags, madvise};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::thread;
+use uhmm_linux::abi::pagemap;
 use uhmm_linux::abi::uffd::{Event, Uffd};
 use uhmm_linux::mapping::Mapping;
 
@@ -19,8 +21,10 @@ fn tracked(count: u8) -> (Uffd, Mapping) {
     let features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MOVE;
     let uffd = Uffd::open(features.into()).unwrap();
     uffd.register(range(&map, 0, 8), true).unwrap();
-    let copied = uffd.copy_write_protected(&data(1, count), map.address());
-    assert_eq!(copied, all(count.into()));
+    if count > 0 {
+        let copied = uffd.copy_write_protected(&data(1, count), map.address());
+        assert_eq!(copied, all(count.into()));
+    }
     (uffd, map)
 }
 
@@ -196,6 +200,49 @@ fn a_child_writes_unseen_and_the_parent_stays_protected() {
     drop(sleeper);
     assert_eq!((read(&map, 6), read(&map, 2)), (2, 3));
     write_told(&uffd, &map, 2, 9);
+}
+
+/// How many pages of `map` from `first` on nobody else maps.
+fn alone_at(map: &Mapping, first: usize) -> usize {
+    let file = std::fs::File::open("/proc/self/pagemap").unwrap();
+    pagemap::mapped_here_alone(file.as_fd(), range(map, first, 1).start, 8 - first).unwrap()
+}
+
+/// What is present can be protected, whatever way it came; and of a page that a fork has shared it can be
+/// told whether anybody else still maps it.
+#[test]
+fn a_page_that_a_fork_has_shared_is_told_from_one_that_is_ours_alone() {
+    let _alone = alone();
+    let (uffd, map) = tracked(0);
+    let slots = pages(4);
+    register(&uffd, &slots);
+    assert_eq!(uffd.copy(&data(1, 4), slots.address()), all(4));
+    let first = range(&map, 0, 1).start;
+    assert_eq!(uffd.move_pages(slots.address(), first, 4 * PAGE), all(4));
+    // The fifth is missing: nothing is protected there.
+    uffd.write_protect(range(&map, 0, 5), true).unwrap();
+    assert_eq!(alone_at(&map, 0), 4);
+    let sleeper = Sleeper::new();
+    assert_eq!(alone_at(&map, 0), 0);
+    assert_eq!(read(&map, 0), 1);
+    // To a copy; the others are shared still.
+    write_told(&uffd, &map, 0, 9);
+    assert_eq!((alone_at(&map, 0), alone_at(&map, 1)), (1, 0));
+    drop(sleeper);
+    assert_eq!(alone_at(&map, 0), 4);
+    assert_eq!(uffd.copy(&data(5, 1), range(&map, 4, 1).start), all(1));
+    write_freely(&uffd, &map, 4, 10);
+    (1..4).for_each(|page| write_told(&uffd, &map, page, 11));
+}
+
+#[test]
+fn protecting_needs_a_range_registered_for_it() {
+    let _alone = alone();
+    let (uffd, _map) = tracked(1);
+    let plain = pages(1);
+    register(&uffd, &plain);
+    let protect = uffd.write_protect(range(&plain, 0, 1), true);
+    assert_eq!(protect, Err(Errno::NOENT));
 }
 
 /// Who waits to write to a page that goes away goes on waiting: nobody tells of it again.

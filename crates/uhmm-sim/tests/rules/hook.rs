@@ -174,6 +174,14 @@ impl Mmu for HookedMmu {
         self.sim.manages(page)
     }
 
+    fn track(&self, pages: PageRange) -> bool {
+        kernel(|| self.sim.track(pages))
+    }
+
+    fn mapped_here_alone(&self, pages: PageRange) -> usize {
+        self.sim.mapped_here_alone(pages)
+    }
+
     fn untrack(&self, page: PageNo) {
         kernel(|| {
             self.at(Op::Untrack);

@@ -8,7 +8,7 @@ use crate::rig::{
 };
 use crate::types::{self, on, range};
 use crate::watcher::{LONG, Listener, READ, WRITE, alone, device, pin};
-use crate::world::{BUDGET, SimSpace, World, or_abort, with_reclaimer};
+use crate::world::{BUDGET, SimSpace, World, or_abort, share, with_reclaimer};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -114,7 +114,7 @@ fn r11_a_pinned_page_stays_under_everything() {
     for side in 0..3 {
         drop(space.begin_fork());
         space.close_for_fork();
-        space.mmu().share(range(0, 32));
+        share(&space, range(0, 32));
         space.open_in_parent();
         stay(&format!("fork {side}"));
     }
@@ -374,7 +374,7 @@ fn disturb(three: &Three, seed: u64, done: &AtomicBool) {
             2 => {
                 drop(three.space.begin_fork());
                 three.space.close_for_fork();
-                three.mmu().share(range(first, len));
+                share(&three.space, range(first, len));
                 three.space.open_in_parent();
             }
             3 => _ = three.to_system(first, len),

@@ -238,9 +238,12 @@ fn r11_a_fast_pin_neither_faults_nor_migrates_nor_waits() {
     assert_eq!(pin(&space, 200, 1, FAST).unwrap_err(), would(200));
     assert!(mirror.has_alone(number(200)));
     Was::Limbo.make(&three, 300, 1);
+    three.write(310);
     space.close_for_fork();
     assert_eq!(pin(&space, 300, 1, FAST).unwrap_err(), would(300));
-    let mut mapped = pin(&space, 40, 1, FAST).unwrap();
+    // Coherent, and shared from now on.
+    assert_eq!(pin(&space, 40, 1, FAST).unwrap_err(), would(40));
+    let mut mapped = pin(&space, 310, 1, FAST).unwrap();
     assert_eq!(mapped.release(), Ok(()));
     assert!(start.elapsed() < AT_ONCE);
     space.open_in_parent();

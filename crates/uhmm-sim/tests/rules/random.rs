@@ -9,7 +9,7 @@
 use crate::hook::HookedMmu;
 use crate::rig::{Recorder, small};
 use crate::watcher::{FAST, LONG, READ, WRITE, alone, device, pin, populate};
-use crate::world::{BASE, BUDGET, Shared, SimSpace, or_abort, space, touch, with_reclaimer};
+use crate::world::{BASE, BUDGET, Shared, SimSpace, or_abort, share, space, touch, with_reclaimer};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -295,13 +295,12 @@ fn disturb(space: &SimSpace, seed: u64, done: &AtomicBool) {
                 let forking = space.begin_fork();
                 space.close_for_fork();
                 thread::sleep(Duration::from_micros(rng.below(300)));
+                let first = BASE.plus(rng.below(PAGES as u64 - 64) as usize);
+                share(space, PageRange::new(first, 64));
                 space.open_in_parent();
                 drop(forking);
             }
-            2 => space.mmu().share(PageRange::new(
-                BASE.plus(rng.below(PAGES as u64 - 64) as usize),
-                64,
-            )),
+            2 => space.mmu().share_no_more(),
             _ => thread::sleep(Duration::from_micros(rng.below(2_000))),
         }
     }

@@ -191,9 +191,16 @@ impl World {
         (first..first + len).for_each(|page| self.oracle.discard(page));
     }
 
-    /// Whether every page of RAM that exists is charged, and nothing else is.
+    /// Whether every page of RAM that exists is charged, and nothing else is; and whether writes are tracked
+    /// to just those coherent pages that are shared since a fork.
     pub fn check_invariants(&self) {
         self.space.check_invariants();
+        for page in (0..self.end.load(SeqCst)).map(|page| BASE.plus(page)) {
+            if matches!(self.space.state(page), State::Coherent(_)) && self.mmu().is_present(page) {
+                let tracked = self.mmu().is_tracked(page);
+                assert_eq!(self.space.is_shared(page), tracked, "{page:?}");
+            }
+        }
         let charged = self.space.stats().ram_bytes.get() as usize / 4096;
         assert_eq!(
             self.mmu().resident(),
@@ -201,6 +208,15 @@ impl World {
             "pages that exist, and pages charged"
         );
     }
+}
+
+/// The kernel forks: what is mapped is shared with the child, but for coherent pages that were pinned when
+/// the gate was closed, which it copies for the child at once. To be called while it is closed.
+pub fn share(space: &SimSpace, pages: PageRange) {
+    let was_pinned =
+        |page| matches!(space.state(page), State::Coherent(_)) && !space.is_shared(page);
+    let shared = pages.iter().filter(|page| !was_pinned(*page));
+    shared.for_each(|page| space.mmu().share(PageRange::new(page, 1)));
 }
 
 /// Touches a page as a CPU does, to read or to write: again after each fault. Returns how many there

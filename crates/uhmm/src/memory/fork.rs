@@ -70,12 +70,17 @@ impl Memory {
         uhmm_linux::files::each_open_file(|address, len| self.hold(address, len));
     }
 
-    /// Brings a page in that the program may write to. In the signal engine the kernel does not wait for
-    /// us, so we go to the resolver ourselves.
+    /// Brings a page in that the program may write to, so that the write is no fault. In the signal engine
+    /// the kernel does not wait for us, so we go to the resolver ourselves: the page is missing, or its
+    /// writes are tracked.
     fn bring_in(&self, page: PageNo) {
-        if !self.core.mmu().touch(page) {
-            let mut scratch = Scratch::default();
-            self.core.fault_here(page, Access::Write, &mut scratch);
+        let mut scratch = None;
+        for access in [Access::Write, Access::Tracked] {
+            if self.core.mmu().touch(page) {
+                return;
+            }
+            let scratch = scratch.get_or_insert_with(Scratch::default);
+            self.core.fault_here(page, access, scratch);
         }
     }
 

@@ -7,6 +7,7 @@ mod chaos;
 #[path = "../fork/child.rs"]
 mod child;
 mod coherent;
+mod cow;
 mod device;
 mod driver;
 mod duplicates;
