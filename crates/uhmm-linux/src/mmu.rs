@@ -230,6 +230,12 @@ impl LinuxMmu {
         }
     }
 
+    /// Where `pages` are, all of which must be managed.
+    fn whole(&self, pages: PageRange) -> io::Result<Range<usize>> {
+        let managed = self.managed(pages) == pages;
+        managed.then(|| bytes(pages)).ok_or(Errno::AGAIN)
+    }
+
     /// Where `page` is, if it is managed.
     fn place(&self, page: PageNo) -> Option<Range<usize>> {
         let managed = self.managed(PageRange::new(page, 1));
@@ -355,7 +361,7 @@ impl LinuxMmu {
     pub fn collapse(&self, pages: PageRange) -> io::Result<()> {
         // Off in the space, and in adopted memory where there are arenas; else it is the program's affair.
         let off = self.space_range().contains(pages.start) || self.arenas().next().is_some();
-        let place = bytes(self.managed(pages));
+        let place = self.whole(pages)?;
         let (start, len) = (place.start as *mut _, place.len());
         // SAFETY: within the space, or adopted; none of these changes a byte of it. (The second call goes past the
         // C library, whose `madvise` a preload library may have taken over.)
@@ -377,7 +383,7 @@ impl LinuxMmu {
     /// # Errors
     /// As [`numa::move_pages`].
     pub fn move_to_node(&self, pages: PageRange, node: u32) -> io::Result<usize> {
-        let place = bytes(self.managed(pages));
+        let place = self.whole(pages)?;
         let addresses: Vec<_> = place.step_by(PAGE_SIZE).map(|at| at as *mut _).collect();
         numa::move_pages(&addresses, node)
     }

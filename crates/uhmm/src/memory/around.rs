@@ -10,6 +10,7 @@
 //! | protect | the same; what they have alone is the program's again | stay where they are, on devices too |
 //! | discard | the same | in hand meanwhile, then empty |
 //! | move | the same, of both ranges | are given back first, with what is in them; those in the way are gone |
+//! | anything else | the same | are given back first, with what is in them |
 //!
 //! While the kernel's call runs, the regions are locked and the gate is passed, so that neither a fork nor
 //! another of these comes between. It must not come back to the space. Pages in hand are waited for by who
@@ -28,7 +29,7 @@ use crate::memory::Protection;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::time::Duration;
-use uhmm_core::addr::{PAGE_SIZE, PageRange};
+use uhmm_core::addr::{PAGE_SIZE, PageNo, PageRange};
 use uhmm_core::hints::Hints;
 use uhmm_core::mirror::Event;
 
@@ -146,11 +147,38 @@ impl Memory {
             None => None,
         };
         let old = old.unwrap_or(PageRange::EMPTY);
-        let mut inside = loop {
+        let mut inside = self.without_adopted(old)?;
+        let _changing = inside.inside.invalidating(old, Event::Unmap);
+        let new = new.unwrap_or(PageRange::EMPTY);
+        let _there = inside.inside.invalidating(new, Event::Unmap);
+        self.unmapping(&mut inside, new, call)
+    }
+
+    /// Runs `call`, which makes of a range what cannot be managed: `mlock`, `MADV_DONTFORK`,
+    /// `MADV_WIPEONFORK`, `pkey_mprotect`, or whatever is none of the others.
+    ///
+    /// # Errors
+    /// As of [`Memory::around_move`].
+    ///
+    /// # Safety
+    /// As of [`Memory::around_unmap`].
+    pub unsafe fn around_other<R>(
+        &self,
+        address: usize,
+        len: usize,
+        call: impl FnOnce() -> io::Result<R>,
+    ) -> io::Result<R> {
+        // SAFETY: the caller's promise, of more than a move does.
+        unsafe { self.around_move(address..address.saturating_add(len), None, call) }
+    }
+
+    /// Begins a call when nothing of `pages` is adopted (any more).
+    fn without_adopted(&self, pages: PageRange) -> io::Result<Call<'_>> {
+        loop {
             let inside = self.call()?;
-            let adopted = Self::adopted(&inside, old);
+            let adopted = Self::adopted(&inside, pages);
             if adopted.is_empty() {
-                break inside;
+                return Ok(inside);
             }
             if adopted.iter().any(|(_, is)| is.guarded) {
                 return Err(is_adopted());
@@ -159,15 +187,11 @@ impl Memory {
                 inside.inside.check_unpinned(piece).map_err(to_io)?;
             }
             drop(inside);
-            let mut rest = old;
-            let mut given_back = || self.give_back(&mut rest, false, Some(PATIENCE));
-            let given_back = off_managed_stack(self.core.mmu(), &mut given_back);
+            let mut rest = pages;
+            let give_back = || self.give_back(&mut rest, false, Some(PATIENCE));
+            let given_back = off_managed_stack(self.core.mmu(), give_back);
             given_back.map_err(|error| io::Error::new(ErrorKind::ResourceBusy, error))?;
-        };
-        let _changing = inside.inside.invalidating(old, Event::Unmap);
-        let new = new.unwrap_or(PageRange::EMPTY);
-        let _there = inside.inside.invalidating(new, Event::Unmap);
-        self.unmapping(&mut inside, new, call)
+        }
     }
 
     /// Runs `call`, after which nothing of what was mapped in `pages` is there.
@@ -223,12 +247,7 @@ impl Memory {
     }
 
     /// Adopted pages from `start` to `end` are not mapped any more.
-    fn is_gone(
-        &self,
-        inside: &mut Call<'_>,
-        start: uhmm_core::addr::PageNo,
-        end: uhmm_core::addr::PageNo,
-    ) {
+    fn is_gone(&self, inside: &mut Call<'_>, start: PageNo, end: PageNo) {
         let pages = PageRange::new(start, end.0.saturating_sub(start.0) as usize);
         if pages.len == 0 || self.cut(inside, pages).is_err() {
             return;

@@ -281,6 +281,47 @@ fn what_is_moved_has_its_bytes_and_what_was_in_the_way_is_gone() {
     }
 }
 
+/// What cannot be managed is given back before it becomes so.
+#[test]
+fn what_is_locked_or_not_for_children_is_the_programs_again() {
+    let _alone = alone();
+    for (name, device) in devices() {
+        let world = mixed(device);
+        let memory = world.space.memory();
+        let around = |pages: Range<usize>, call: &dyn Fn(*mut libc::c_void, usize) -> i32| {
+            let (at, len) = world.bytes(&pages);
+            let call = || match call(at as *mut _, len) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            };
+            // SAFETY: nothing of it is borrowed.
+            unsafe { memory.around_other(at, len, call) }.unwrap();
+        };
+        // SAFETY: calls on the test's own memory.
+        around(10..20, &|at, len| unsafe { libc::mlock(at, len) });
+        // SAFETY: as above.
+        around(30..40, &|at, len| unsafe {
+            libc::madvise(at, len, libc::MADV_DONTFORK)
+        });
+        let is_left = |page: &usize| ![10..20, 30..40].iter().any(|of| of.contains(page));
+        for page in 0..PAGES {
+            assert_eq!(is_managed(&world, page), is_left(&page), "{name}: {page}");
+        }
+        let pid = child(|| {
+            (0..PAGES)
+                .filter(|page| !(30..40).contains(page))
+                .for_each(|page| world.check(page));
+            0
+        });
+        assert_eq!(wait(pid), End::Exit(0), "{name}");
+        world.check_all();
+        let parts = vec![0..10, 20..30, 40..PAGES];
+        assert_eq!(world.manage(0..PAGES), Ok(parts));
+        check_gone(&world, name);
+        world.check_all();
+    }
+}
+
 /// Who touches a page that is being unmapped waits, and is told by the kernel that there is none.
 #[test]
 fn a_touch_of_what_is_being_unmapped_ends() {
