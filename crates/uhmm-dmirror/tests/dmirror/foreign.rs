@@ -1,5 +1,6 @@
 //! Memory that cannot be managed, or is not yet: the device reads and writes it where it is.
 
+use crate::dmirror::processes::Child;
 use crate::dmirror::world::{
     ALL, Buffer, COHERENT, PRIVATE, alone, done, driver, send, snapshot, space,
 };
@@ -156,28 +157,43 @@ fn the_device_writes_to_a_file() {
     );
 }
 
-/// The space manages anonymous memory alone: what a program has written to its private mapping of a file is
-/// used where it is.
+/// What a program has written to its private mapping of a file is its own, and migrates while it has one
+/// thread; among others it is used where it is.
 #[test]
-fn a_private_mapping_of_a_file_stays() {
+fn what_was_written_to_a_private_mapping_of_a_file_migrates() {
     let _alone = alone();
     for unit in [PRIVATE[0], COHERENT[0]] {
         let space = space();
-        let device = driver(&space).open(unit).unwrap();
+        let driver = driver(&space);
         let (memory, copy) = (Buffer::new(&space, 8), Buffer::new(&space, 8));
         let file = file(8);
         map_over(&memory, 0..8, libc::MAP_PRIVATE, Some(&file));
         memory.fill(0..8, 1);
-        let there = || send(&device, Op::MigrateToDevice, memory.all(), copy.address());
-        assert_eq!(there(), Err(Errno::NoEnt));
-        assert_eq!(
-            send(&device, Op::Read, memory.all(), copy.address()),
-            done(8, 1)
-        );
+        let migrate = |device: &_| send(device, Op::MigrateToDevice, memory.all(), copy.address());
+        let device = driver.open(unit).unwrap();
+        assert_eq!(migrate(&device), Err(Errno::NoEnt));
+        let read = || send(&device, Op::Read, memory.all(), copy.address());
+        assert_eq!(read(), done(8, 1));
         copy.check(0..8, 1);
-        assert_eq!(there(), done(8, 0));
         assert_eq!(snapshot(&device, memory.all()), [see::WRITE; 8]);
+        // The child of a fork has one thread.
+        let child = Child::run(|| {
+            let device = driver.open(unit).unwrap();
+            copy.fill(0..8, 2);
+            assert_eq!(migrate(&device), done(8, 0));
+            copy.check(0..8, 1);
+            let is = snapshot(&device, memory.all());
+            assert!(
+                is.iter()
+                    .all(|byte| byte & (see::PRIVATE | see::COHERENT) != 0)
+            );
+            memory.check(0..8, 1);
+        });
+        child.ends_well();
         memory.check(0..8, 1);
+        let mut found = vec![0; 8 * 4096];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0), "the file is as it was");
     }
 }
 

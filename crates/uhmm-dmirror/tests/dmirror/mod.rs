@@ -8,5 +8,5 @@ mod faults;
 mod files;
 mod gup;
 mod places;
-mod processes;
+pub mod processes;
 mod refusals;
