@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod mmu;
 mod moves;
 pub mod outlines;
+pub mod own;
 mod own_copies;
 mod present;
 pub mod probe;

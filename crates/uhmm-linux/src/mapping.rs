@@ -3,6 +3,7 @@
 //! Never the heap, and never the C library's `mmap`: inside a managed program both lead back to
 //! managed memory (R18).
 
+use crate::own;
 use rustix::io;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use std::ffi::CStr;
@@ -36,6 +37,7 @@ impl Mapping {
         let base = NonNull::new(base.cast()).expect("mmap never returns null");
         let mapping = Self { base, len };
         mapping.set_name(name);
+        own::add(mapping.address()..mapping.address() + len);
         Ok(mapping)
     }
 
@@ -135,6 +137,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First: once it is unmapped, the addresses may be somebody else's.
+        own::remove(self.address());
         // SAFETY: the mapping is ours, and nobody can hold a reference past its owner.
         let result = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(result.is_ok());

@@ -37,8 +37,8 @@ use std::time::Duration;
 use uhmm_core::addr::{PageNo, PageRange};
 use uhmm_core::error;
 pub use uhmm_linux::adopt::Unfit;
-use uhmm_linux::stack;
 use uhmm_linux::vmas::Vma;
+use uhmm_linux::{own, stack};
 
 /// Why memory is not adopted. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,7 @@ impl Space {
             return Err(AdoptError::OwnStack);
         }
         let mut call = self.memory().call_soon().map_err(refused)?;
-        if mmu.is_own(&range) {
+        if own::overlaps(&range) {
             return Err(Unfit::Ours.into());
         }
         if mmu.is_adopted(&range) {

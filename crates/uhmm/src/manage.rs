@@ -18,8 +18,8 @@ use std::time::Duration;
 use uhmm_core::addr::{PAGE_SIZE, PageRange};
 use uhmm_core::mirror::Event;
 use uhmm_linux::adopt::Unfit;
-use uhmm_linux::stack;
 use uhmm_linux::vmas::Vma;
+use uhmm_linux::{own, stack};
 
 impl Space {
     /// Manages what can be managed of `len` bytes at `address`, and is not yet; returns the parts that are,
@@ -49,7 +49,7 @@ impl Space {
         let range = whole_pages(address, len)?;
         let pages = pages_around(&range);
         // The C library may allocate for that.
-        let own = stack::range().unwrap_or_default();
+        let stack = stack::range().unwrap_or_default();
         let mut call = self.memory().call_soon().map_err(refused)?;
         let managed = managed(&call, pages);
         if managed == [range.clone()] {
@@ -66,14 +66,17 @@ impl Space {
         let mut parts: Vec<(Range<usize>, &Vma)> = Vec::new();
         for vma in &vmas {
             if vma.unfit().is_none() {
-                parts.extend(without(&vma.range, &own).map(|part| (part, vma)));
+                parts.extend(without(&vma.range, &stack).map(|part| (part, vma)));
             } else if vma.may_have_own_copies() {
                 let of_vma = pages_around(&vma.range);
                 let _changing = call.inside.invalidating(of_vma, Event::Adopt);
                 parts.extend(mmu.own_copies(vma).into_iter().map(|part| (part, vma)));
             }
         }
-        parts.retain(|(part, _)| !mmu.is_own(part));
+        let parts = parts.into_iter();
+        let parts = parts
+            .flat_map(|(part, vma)| own::outside(part).into_iter().map(move |part| (part, vma)));
+        let parts: Vec<_> = parts.collect();
         self.check_room(parts.iter().map(|(part, _)| part))?;
         for (part, vma) in parts {
             self.take_part_in(&mut call, &part, vma, pages)?;

@@ -4,6 +4,7 @@
 //! pages.
 
 use super::{Header, MAGIC, MAX_SLOTS, SlotPage};
+use crate::own;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
@@ -36,10 +37,11 @@ impl Slot {
     ///
     /// There is no room for a page.
     pub fn private() -> io::Result<Self> {
-        Ok(Self {
-            page: anonymous_page(None)?,
-            file: None,
-        })
+        let page = anonymous_page(None)?;
+        let start = page.as_ptr() as usize;
+        // Whoever serves a fault counts it there.
+        own::add(start..start + PAGE_SIZE);
+        Ok(Self { page, file: None })
     }
 
     /// Takes a slot of the file at `path`. Where the file has none left the counters are private.
@@ -48,10 +50,8 @@ impl Slot {
     ///
     /// The file cannot be opened or mapped, or is no file of this version.
     pub fn claim(path: &CStr) -> io::Result<Self> {
-        let slot = Self {
-            page: anonymous_page(None)?,
-            file: Some(FileMapping::open(path)?),
-        };
+        let mut slot = Self::private()?;
+        slot.file = Some(FileMapping::open(path)?);
         slot.attach()?;
         Ok(slot)
     }
@@ -106,6 +106,7 @@ impl Deref for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        own::remove(self.page.as_ptr() as usize);
         // SAFETY: the page is the slot's own mapping, and no reference into it outlives the slot.
         let _ = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE_SIZE) };
     }

@@ -135,6 +135,24 @@ fn memory_of_others() {
     drop(adopt(&space, own.at(0) as usize, 16).unwrap());
 }
 
+/// Where the stacks of the engine's threads are that wait in a system call now. They are the ones that take
+/// no signals.
+fn stack_pointers() -> Vec<usize> {
+    let pointer = |task: std::fs::DirEntry| {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).ok();
+        let status = read("status")?;
+        let blocked = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:"))?;
+        let takes_none = u64::from_str_radix(blocked.trim(), 16).ok()?.count_ones() > 32;
+        let call = read("syscall").filter(|_| takes_none)?;
+        let pointer = call.split_whitespace().nth(7)?;
+        usize::from_str_radix(pointer.strip_prefix("0x")?, 16).ok()
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks.filter_map(pointer).collect()
+}
+
 #[test]
 fn memory_of_ours_and_of_this_thread() {
     let _alone = alone();
@@ -147,6 +165,17 @@ fn memory_of_ours_and_of_this_thread() {
     let served = own.filter(|(_, flags)| flags.split(' ').any(|flag| flag == "um"));
     for (range, _) in served {
         refused(&space, range.start, 1, Unfit::Ours);
+    }
+    let mut stacks = Vec::new();
+    while stacks.is_empty() {
+        stacks = stack_pointers();
+    }
+    for pointer in stacks {
+        let page = pointer / PAGE_SIZE * PAGE_SIZE;
+        refused(&space, page, 1, Unfit::Ours);
+        // SAFETY: nothing is managed by it.
+        let managed = unsafe { space.manage(page, PAGE_SIZE) };
+        assert_eq!(managed, Ok(Vec::new()));
     }
     let local = 0u8;
     let page = std::ptr::from_ref(&local) as usize / PAGE_SIZE * PAGE_SIZE;
