@@ -5,6 +5,7 @@
 
 pub mod facts;
 
+use crate::engine::Kind;
 use facts::Facts;
 use linux_raw_sys::general::{
     UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
@@ -70,6 +71,20 @@ impl Report {
         {
             Some(check) => Err(check.to_string()),
             None => Ok(()),
+        }
+    }
+
+    /// Whether this machine and this user can have a space on `engine`.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing, and its mend, in one line.
+    pub fn usable_on(&self, engine: Kind) -> Result<(), String> {
+        let signal = || self.checks.iter().find(|check| check.name == SIGNAL_ENGINE);
+        match engine {
+            Kind::Thread => self.usable(),
+            Kind::Signal if self.has_signal_engine() => Ok(()),
+            Kind::Signal => Err(signal().map_or_else(String::new, Check::to_string)),
         }
     }
 

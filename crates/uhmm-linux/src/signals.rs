@@ -25,10 +25,15 @@ impl Blocked {
     /// Blocks all signals; SIGBUS stays as it is where faults arrive so.
     pub fn all() -> Self {
         if SIGBUS_SERVES.load(Acquire) {
-            Self::these(&all_but(&[libc::SIGBUS]))
+            Self::but_sigbus()
         } else {
             Self::and_sigbus()
         }
+    }
+
+    /// Blocks all signals but SIGBUS. For sections in which the first space may come to be.
+    pub fn but_sigbus() -> Self {
+        Self::these(&all_but(&[libc::SIGBUS]))
     }
 
     /// Blocks all signals, whatever SIGBUS is for. For sections that touch nothing but what is ours.

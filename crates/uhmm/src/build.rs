@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use uhmm_core::addr::PAGE_SHIFT;
 use uhmm_core::device::Device;
-use uhmm_linux::engine::{self, EngineError, Kind as Engine};
+use uhmm_linux::engine::{self, EngineError, Kind as Engine, NoSuchEngine};
 use uhmm_linux::mmu::{LinuxMmu, SetupError};
 use uhmm_linux::shared_stats::Slot;
 
@@ -34,9 +34,7 @@ impl fmt::Display for BuildError {
             Self::Core(error) => error.fmt(f),
             Self::Setup(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
-            Self::NoSuchEngine => {
-                write!(f, "{ENGINE} names no engine: give `thread` or `signal`")
-            }
+            Self::NoSuchEngine => NoSuchEngine.fmt(f),
         }
     }
 }
@@ -46,18 +44,6 @@ impl std::error::Error for BuildError {}
 impl From<SetupError> for BuildError {
     fn from(error: SetupError) -> Self {
         Self::Setup(error)
-    }
-}
-
-/// The variable that says which engine a space has whose program does not say.
-const ENGINE: &str = "UHMM_ENGINE";
-
-fn engine_of_environment() -> Result<Engine, BuildError> {
-    match std::env::var_os(ENGINE) {
-        None => Ok(Engine::default()),
-        Some(name) if name == "thread" => Ok(Engine::Thread),
-        Some(name) if name == "signal" => Ok(Engine::Signal),
-        Some(_) => Err(BuildError::NoSuchEngine),
     }
 }
 
@@ -109,7 +95,8 @@ impl Builder {
     /// # Errors
     /// [`BuildError`].
     pub fn build(self) -> Result<Space, BuildError> {
-        let kind = self.engine.map_or_else(engine_of_environment, Ok)?;
+        let kind = self.engine.map_or_else(Engine::of_environment, Ok);
+        let kind = kind.map_err(|NoSuchEngine| BuildError::NoSuchEngine)?;
         let budget = (self.ram_bytes >> PAGE_SHIFT) as usize;
         let slot = match self.slot {
             Some(slot) => slot,

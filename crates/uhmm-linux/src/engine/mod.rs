@@ -34,6 +34,36 @@ pub enum Kind {
     Signal,
 }
 
+/// The variable that says which engine a space has whose program does not say.
+const VARIABLE: &str = "UHMM_ENGINE";
+
+/// The variable names no engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSuchEngine;
+
+impl fmt::Display for NoSuchEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{VARIABLE} names no engine: give `thread` or `signal`")
+    }
+}
+
+impl std::error::Error for NoSuchEngine {}
+
+impl Kind {
+    /// The engine that the environment names (`UHMM_ENGINE`), or the usual one if it names none.
+    ///
+    /// # Errors
+    /// [`NoSuchEngine`].
+    pub fn of_environment() -> Result<Self, NoSuchEngine> {
+        match std::env::var_os(VARIABLE) {
+            None => Ok(Self::default()),
+            Some(name) if name == "thread" => Ok(Self::Thread),
+            Some(name) if name == "signal" => Ok(Self::Signal),
+            Some(_) => Err(NoSuchEngine),
+        }
+    }
+}
+
 /// The page of a space that the engine keeps for itself: the last one.
 pub fn bell(space: PageRange) -> PageNo {
     space.start.plus(space.len - 1)
