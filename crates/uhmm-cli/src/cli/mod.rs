@@ -4,6 +4,7 @@ mod args;
 mod elf;
 mod failure;
 mod info;
+mod launch;
 mod library;
 mod program;
 mod report;

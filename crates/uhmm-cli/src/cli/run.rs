@@ -2,20 +2,19 @@
 
 use super::args::RunArgs;
 use super::failure::{Failure, say};
+use super::launch::Launch;
 use super::report::Outcome;
-use super::{library, program};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
+use uhmm::Engine;
 use uhmm::size::{self, Bytes};
 use uhmm::spec::{self, DeviceSpec};
-use uhmm_linux::child;
-use uhmm_linux::probe::{self, facts::machine_memory};
+use uhmm_linux::probe::facts::machine_memory;
 use uhmm_linux::shared_stats::{StatsFile, Total};
 
 /// The least RAM that a program can be run in, in bytes.
@@ -28,14 +27,8 @@ const DEFAULT_DEVICES: &str = "lz4";
 pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let ram = ram(&args.ram)?;
     let devices = devices(&args.devices)?;
-    let (name, arguments) = args
-        .command
-        .split_first()
-        .ok_or_else(|| Failure::refused("no COMMAND is given"))?;
-    let program = program::find(name)?;
-    program::check(&program)?;
-    probe::probe().usable().map_err(Failure::refused)?;
-    let library = library::find()?;
+    // Programs give their memory to system calls, which the signal engine does not serve.
+    let mut launch = Launch::new(&args.command, Engine::Thread)?;
     let stats_to = args.stats.as_deref().map(StatsTo::open).transpose()?;
     let counted = StatsFile::create_anywhere().map_err(|error| {
         Failure::refused(format!(
@@ -43,25 +36,13 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         ))
     })?;
 
-    let mut command = Command::new(&program);
-    command
-        .arg0(name)
-        .args(arguments)
-        .env(
-            "LD_PRELOAD",
-            library::preload(&library, std::env::var_os("LD_PRELOAD")),
-        )
+    launch
+        .command
         .env("UHMM_RAM", ram.to_string())
         .env("UHMM_DEVICES", spec::join(&devices))
         .env("UHMM_STATS", counted.path());
     let start = Instant::now();
-    let status = child::run(&mut command).map_err(|error| {
-        let line = format!("{program:?} cannot be run: {error}");
-        match error.kind() {
-            io::ErrorKind::NotFound => Failure::not_found(line),
-            _ => Failure::not_executable(line),
-        }
-    })?;
+    let status = launch.run()?;
     let wall = start.elapsed();
 
     let total = counted.sum().unwrap_or_else(|error| {
