@@ -415,6 +415,67 @@ fn the_program_starts_with_the_signals_that_the_command_was_given() {
 }
 
 #[test]
+fn dmirror_is_used_as_run_is() {
+    let dir = Dir::new();
+    let with = |option: &str, size: &str, says: &str| {
+        fails(&["dmirror", option, size, "--", "true"], 2, says);
+    };
+    for option in ["--private", "--coherent"] {
+        with(option, "12Q", "\"12Q\"");
+        with(option, "0", "zero");
+        with(option, "4095", "less than a page");
+        with(option, "1000000T", "of the machine");
+        fails(&["dmirror", option], 2, option);
+    }
+    fails(&["dmirror"], 2, "<COMMAND>");
+    fails(&["dmirror", "--"], 2, "<COMMAND>");
+    fails(&["dmirror", "--ram", "1G", "--", "true"], 2, "--ram");
+    let program = |program: &str, code, says| fails(&["dmirror", "--", program], code, says);
+    program("no-such-command-anywhere", 127, "PATH");
+    program("/no/such/program", 127, "No such file");
+    program("/", 126, "is a directory");
+    let statically = changed_program(|program| {
+        let at = loader_segment(program);
+        program[at] = 0;
+    });
+    program(
+        &dir.file("static", 0o755, statically),
+        2,
+        "statically linked",
+    );
+    let plain = changed_program(|_| {});
+    program(&dir.file("setuid", 0o4755, plain), 2, "setuid");
+    let steam = uhmm(&["dmirror", "--", "true"])
+        .env("UHMM_ENGINE", "steam")
+        .output()
+        .unwrap();
+    let line = "uhmm: UHMM_ENGINE names no engine: give `thread` or `signal`\n";
+    assert_eq!((steam.status.code(), text(&steam.stderr)), (Some(2), line));
+}
+
+#[test]
+fn dmirror_says_nothing_and_tells_the_library_alone() {
+    let show = "echo $UHMM_DMIRROR; echo $UHMM_RAM$UHMM_DEVICES$UHMM_STATS; exit 3";
+    let shell = ["--", "sh", "-c", show];
+    let run = ["run", "--quiet", "--"];
+    let own = env!("CARGO_BIN_EXE_uhmm");
+    let sizes = ["dmirror", "--private", "256M", "--coherent", "1G"];
+    for command in [
+        [&sizes[..], &shell].concat(),
+        [&run[..], &[own], &sizes, &shell].concat(),
+    ] {
+        let output = uhmm(&command).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{command:?}");
+        assert_eq!(text(&output.stdout), "268435456,1073741824\n\n");
+        assert_eq!(text(&output.stderr), "");
+    }
+    let inner = [own, "run", "--quiet", "--device", "lz4:1G", "--ram", "64M"];
+    let command = [&sizes[..], &["--"], &inner, &shell].concat();
+    let output = uhmm(&command).output().unwrap();
+    assert!(text(&output.stdout).starts_with("\n67108864lz4:1073741824"));
+}
+
+#[test]
 fn nobody_needs_to_listen() {
     let run = |redirect: &str, arguments: &[&str]| {
         let script = format!("exec \"$0\" \"$@\" {redirect}");
@@ -457,6 +518,7 @@ fn help_is_there_for_everything() {
     for arguments in [
         &["--help"][..],
         &["run", "--help"],
+        &["dmirror", "--help"],
         &["devices", "-h"],
         &["doctor", "-h"],
     ] {

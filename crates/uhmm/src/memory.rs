@@ -115,6 +115,12 @@ impl Memory {
         address < range.end().address() && address.saturating_add(len) > range.start.address()
     }
 
+    /// Whether any byte of the range is adopted.
+    pub fn has_adopted(&self, address: usize, len: usize) -> bool {
+        let range = address..address.saturating_add(len);
+        self.core.mmu().is_adopted(&range)
+    }
+
     /// Maps `len` bytes of zeros somewhere.
     ///
     /// # Errors

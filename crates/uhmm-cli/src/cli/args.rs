@@ -24,12 +24,15 @@ Examples:
   uhmm run --ram 64M --device lz4 -- sort -S 1G big.txt
       sort in 64 MiB of RAM, with the rest compressed
   uhmm run --ram 25% --device lz4:8G --device mirror:1G -- python3 job.py
-      two devices: pages go to the second when the first is full";
+      two devices: pages go to the second when the first is full
+  uhmm dmirror -- ./hmm-tests
+      the kernel's tests of HMM, on devices that are software";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Run(RunArgs),
+    Dmirror(DmirrorArgs),
     /// List the kinds of devices and their options
     Devices,
     /// Check what this machine and this user can do, and say how to mend what is missing
@@ -84,6 +87,39 @@ Signals:
 Examples:
   uhmm run --ram 64M --device lz4 -- sort -S 1G big.txt
   uhmm run --ram 1G --device lz4:50% --stats stats.json --quiet -- ./server --port 80";
+
+/// Run a program that has the devices of the kernel's HMM test driver, in software
+///
+/// The program is not changed. It finds /dev/hmm_dmirror0 and 1, with memory of their own that the CPU
+/// cannot map, /dev/hmm_dmirror2 and 3, whose memory it can, and /sys/kernel/debug/gup_test: opens them,
+/// and asks them by ioctl to read, write and migrate its memory. So the kernel's hmm-tests run as they
+/// are, without its module test_hmm. UHMM_ENGINE says who serves the faults: thread or signal.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = DMIRROR_HELP, override_usage = DMIRROR_USAGE)]
+pub struct DmirrorArgs {
+    /// Memory of each of the two private devices: bytes with K, M, G or T (powers of 1024), or N% of
+    /// the machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub private: String,
+
+    /// Memory of each of the two coherent devices
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub coherent: String,
+
+    /// The program, looked up in PATH as a shell does, and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+const DMIRROR_USAGE: &str = "uhmm dmirror [--private SIZE] [--coherent SIZE] -- COMMAND [ARG...]";
+
+const DMIRROR_HELP: &str = "\
+Exit status:
+  as of `uhmm run`
+
+Examples:
+  uhmm dmirror -- ./hmm-tests
+  UHMM_ENGINE=signal uhmm dmirror --private 256M -- ./hmm-tests -t migrate";
 
 /// Measure what page faults and migration cost here, each beside its floor
 ///

@@ -1,6 +1,7 @@
 //! The command: arguments are parsed first ([`args`]), then something is done with them.
 
 mod args;
+mod dmirror;
 mod elf;
 mod failure;
 mod info;
@@ -26,6 +27,7 @@ pub fn main() -> ExitCode {
     };
     let result = match args.verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Dmirror(args) => dmirror::dmirror(&args),
         Verb::Devices => info::devices(),
         Verb::Doctor => info::doctor(),
         Verb::Bench(args) => bench(&args),

@@ -4,8 +4,11 @@
 //! that is not in RAM would read as zero; without the files, or with another file under one of their
 //! numbers, nobody knows any more what is mapped. So our descriptors do not exist for the program:
 //! closing one fails as for one that is not open, and a range of closes goes around them.
+//!
+//! A descriptor of a device that is closed may be the last of its file ([`files`]).
 
 use super::calls::{status, system};
+use super::dmirror::files;
 use super::start::space;
 use libc::{c_int, c_uint};
 use std::io;
@@ -31,12 +34,19 @@ pub extern "C" fn close(fd: c_int) -> c_int {
         return not_open();
     }
     // SAFETY: the caller's own call.
-    unsafe { system(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) as c_int }
+    files::closing(Some(fd), || unsafe {
+        system(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) as c_int
+    })
 }
 
 /// Linux `close_range`.
 #[unsafe(no_mangle)]
 pub extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    files::closing(None, || close_others(first, last, flags))
+}
+
+/// Closes a range, but for what is ours.
+fn close_others(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     let range = |first: c_uint, last: c_uint| {
         let arguments = [first as usize, last as usize, flags as usize, 0, 0, 0];
         // SAFETY: the caller's own call, or a part of it.
@@ -85,5 +95,7 @@ pub extern "C" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
     }
     let arguments = [from as usize, to as usize, flags as usize, 0, 0, 0];
     // SAFETY: the caller's own call.
-    unsafe { system(libc::SYS_dup3, arguments) as c_int }
+    files::closing(Some(to), || unsafe {
+        system(libc::SYS_dup3, arguments) as c_int
+    })
 }

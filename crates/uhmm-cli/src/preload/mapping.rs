@@ -2,10 +2,12 @@
 //!
 //! What begins in the space is handled by [`uhmm::memory`], whatever the flags, because the program
 //! may map other things over parts of what it got from us. Executable mappings and stacks that the
-//! kernel grows are left to it.
+//! kernel grows are left to it. Where the program has devices instead, all of them are the kernel's, and go
+//! through [`mappings`].
 
 use super::calls::{FAILED, address, status, system};
-use super::start::memory;
+use super::dmirror::mappings;
+use super::start::{has_devices, memory};
 use libc::{c_int, c_void, off_t, size_t};
 use std::io;
 use uhmm::memory::{Contents, Memory, Protection};
@@ -54,6 +56,13 @@ pub unsafe extern "C" fn mmap(
     ];
     // SAFETY: the caller's own call.
     let kernel = || unsafe { system(libc::SYS_mmap, arguments) } as *mut c_void;
+    if let Some(memory) = mappings::memory() {
+        let kernel = || mappings::made(kernel() as libc::c_long);
+        // SAFETY: the caller's promise.
+        let mapped =
+            unsafe { mappings::map(memory, at as usize, len, flags, (fd, offset), kernel) };
+        return address(mapped);
+    }
     let Some(memory) = memory().filter(|_| len > 0) else {
         return kernel();
     };
@@ -122,6 +131,10 @@ pub unsafe extern "C" fn mmap64(
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(at: *mut c_void, len: size_t) -> c_int {
+    if let Some(memory) = mappings::memory() {
+        // SAFETY: the caller's promise.
+        return status(unsafe { mappings::unmap(memory, at as usize, len) }.map(drop));
+    }
     match managed(at, len) {
         Some(_) if len == 0 => status(Err(io::ErrorKind::InvalidInput.into())),
         // SAFETY: the caller of the C function answers for what is there, as in C.
@@ -143,6 +156,11 @@ pub unsafe extern "C" fn mremap(
     flags: c_int,
     to: *mut c_void,
 ) -> *mut c_void {
+    if let Some(memory) = mappings::memory() {
+        let arguments = [at as usize, old_len, new_len, flags as usize, to as usize];
+        // SAFETY: the caller's promise.
+        return address(unsafe { mappings::remap(memory, arguments) });
+    }
     let fixed = flags & libc::MREMAP_FIXED != 0;
     let keep = flags & libc::MREMAP_DONTUNMAP != 0;
     let may_move = flags & libc::MREMAP_MAYMOVE != 0;
@@ -178,6 +196,10 @@ pub unsafe extern "C" fn mremap(
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mprotect(at: *mut c_void, len: size_t, prot: c_int) -> c_int {
+    if let Some(memory) = mappings::memory() {
+        // SAFETY: the caller's promise.
+        return status(unsafe { mappings::protect(memory, at as usize, len, prot) }.map(drop));
+    }
     match managed(at, len) {
         // SAFETY: the caller of the C function answers for what is there, as in C.
         Some(memory) => status(unsafe { memory.protect(at as usize, len, protection(prot)) }),
@@ -200,6 +222,10 @@ pub unsafe extern "C" fn mprotect(at: *mut c_void, len: size_t, prot: c_int) -> 
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn madvise(at: *mut c_void, len: size_t, advice: c_int) -> c_int {
+    if let Some(memory) = mappings::memory() {
+        // SAFETY: the caller's promise.
+        return status(unsafe { mappings::advise(memory, at as usize, len, advice) }.map(drop));
+    }
     // SAFETY: the caller's own call.
     let kernel = || unsafe {
         system(
@@ -303,6 +329,11 @@ pub unsafe extern "C" fn munlock(at: *const c_void, len: size_t) -> c_int {
 }
 
 unsafe fn lock(at: *const c_void, len: size_t, number: libc::c_long, flags: c_int) -> c_int {
+    if let Some(memory) = mappings::memory()
+        && let Err(error) = mappings::give_back(memory, at as usize, len)
+    {
+        return status(Err(error));
+    }
     let start = at as usize & !(PAGE - 1);
     let end = (at as usize).saturating_add(len);
     let contents = managed(start as *mut c_void, end - start)
@@ -320,15 +351,16 @@ unsafe fn lock(at: *const c_void, len: size_t, number: libc::c_long, flags: c_in
     }
 }
 
-/// POSIX `mlockall`. The kernel's would bring in all that the space has room for; see [`mlock`].
+/// POSIX `mlockall`. The kernel's would bring in all that a space has room for, one that is built later
+/// too; see [`mlock`].
 ///
 /// # Safety
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
-    match memory() {
-        Some(_) => 0,
+    match memory().is_some() || has_devices() {
+        true => 0,
         // SAFETY: the caller's own call.
-        None => unsafe { system(libc::SYS_mlockall, [flags as usize, 0, 0, 0, 0, 0]) as c_int },
+        false => unsafe { system(libc::SYS_mlockall, [flags as usize, 0, 0, 0, 0, 0]) as c_int },
     }
 }

@@ -1,6 +1,7 @@
-//! Start: reads what `uhmm run` asks for from the environment, and builds the space.
+//! Start: reads what `uhmm run` or `uhmm dmirror` asks for from the environment, and builds the space
+//! that the first wants.
 
-use super::internal;
+use super::{dmirror, internal};
 use std::ffi::CString;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::*};
@@ -12,6 +13,7 @@ use uhmm_linux::engine::stacks::needs_unmanaged_memory;
 const STARTING: u8 = 0;
 const PLAIN: u8 = 1;
 const MANAGED: u8 = 2;
+const DEVICES: u8 = 3;
 
 static MODE: AtomicU8 = AtomicU8::new(STARTING);
 static SPACE: OnceLock<Space> = OnceLock::new();
@@ -32,9 +34,20 @@ pub fn memory() -> Option<&'static Memory> {
 
 /// The space, once there is one.
 pub fn space() -> Option<&'static Space> {
-    (MODE.load(Acquire) == MANAGED)
-        .then(|| SPACE.get())
-        .flatten()
+    match MODE.load(Acquire) {
+        MANAGED | DEVICES => SPACE.get(),
+        _ => None,
+    }
+}
+
+/// Makes `space` the space of the process, which has none yet.
+pub fn keep(space: Space) -> &'static Space {
+    SPACE.get_or_init(|| space)
+}
+
+/// Whether the program finds devices, and the calling thread is one of the program's.
+pub fn has_devices() -> bool {
+    MODE.load(Acquire) == DEVICES && !needs_unmanaged_memory()
 }
 
 #[used]
@@ -42,29 +55,27 @@ pub fn space() -> Option<&'static Space> {
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
-    let mode = match build() {
-        Ok(Some(space)) => {
-            let _ = SPACE.set(space);
-            MANAGED
-        }
-        Ok(None) => PLAIN,
-        Err(error) => {
-            let line = format!("uhmm: this process runs without being managed: {error}\n");
-            let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
-            PLAIN
-        }
-    };
+    let mode = ask().unwrap_or_else(|error| {
+        let line = format!("uhmm: this process runs without being managed: {error}\n");
+        let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+        PLAIN
+    });
     MODE.store(mode, Release);
     debug_assert!(internal::owns(Box::into_raw(Box::new(0u8))));
 }
 
-/// What the environment asks for, or `None` if nothing.
-fn build() -> Result<Option<Space>, Box<dyn std::error::Error>> {
+/// Makes ready for what the environment asks for; returns which mode that is.
+fn ask() -> Result<u8, Box<dyn std::error::Error>> {
     let get = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    if let Some(sizes) = get("UHMM_DMIRROR") {
+        // Before the space sets its own hooks, here as below.
+        internal::hold_during_forks();
+        dmirror::prepare(&sizes)?;
+        return Ok(DEVICES);
+    }
     let (Some(ram), Some(devices)) = (get("UHMM_RAM"), get("UHMM_DEVICES")) else {
-        return Ok(None);
+        return Ok(PLAIN);
     };
-    // Before the space sets its own hooks.
     internal::hold_during_forks();
     // Programs give their memory to system calls, whatever `UHMM_ENGINE` says.
     let mut builder = Builder::new(ram.parse()?).engine(Engine::Thread);
@@ -74,5 +85,6 @@ fn build() -> Result<Option<Space>, Box<dyn std::error::Error>> {
     if let Some(path) = get("UHMM_STATS") {
         builder = builder.stats_file(&CString::new(path)?)?;
     }
-    Ok(Some(builder.build()?))
+    keep(builder.build()?);
+    Ok(MANAGED)
 }
