@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: all that must pass besides the tests.
 
 use crate::step::{Steps, cargo};
-use crate::{Outcome, check, engines, mutants, programs};
+use crate::{Outcome, check, engines, mutants, programs, selftests};
 use std::process::Stdio;
 
 /// Runs every step, and says at the end which failed.
@@ -70,6 +70,9 @@ pub fn ci() -> Outcome {
             &mut programs::suite(device),
         );
     }
+    steps.work("kernel selftests", || {
+        selftests::run(&selftests::Options::default())
+    });
     if has_cargo_deny() {
         steps.command("dependencies", &mut cargo(&["deny", "check"]));
     } else {

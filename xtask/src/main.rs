@@ -9,10 +9,12 @@ mod layers;
 mod mutants;
 mod programs;
 mod roots;
+mod selftests;
 mod soak;
 mod sources;
 mod step;
 
+use selftests::Options;
 use std::process::ExitCode;
 
 const HELP: &str = "\
@@ -24,6 +26,9 @@ Commands:
   check                     arrows between crates, file sizes, lints, leftovers
   ci                        all that must pass besides `cargo test --release`
   engines                   the library's tests on the signal engine, as root and without privilege
+  kernel-selftests [--runs N] [--engine thread|signal]... [--test NAME]...
+                            the kernel's own tests of HMM, fetched from the distribution and
+                            compiled unchanged, under `uhmm dmirror` (once, on both engines)
   mutants [--list] [FILTER]...
                             breaks each rule of docs/rules.md on purpose, and shows that its
                             tests fail (all, or those that have this rule or word)
@@ -42,6 +47,7 @@ enum Command {
     Check,
     Ci,
     Engines,
+    KernelSelftests(Options),
     Mutants { filters: Vec<String>, list: bool },
     Programs { devices: Vec<String> },
     Soak { minutes: u64 },
@@ -71,6 +77,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
         "check" => Command::Check,
         "ci" => Command::Ci,
         "engines" => Command::Engines,
+        "kernel-selftests" => Command::KernelSelftests(Options::default()),
         "mutants" => Command::Mutants {
             filters: Vec::new(),
             list: false,
@@ -86,6 +93,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
         let mut value = || args.next().ok_or(format!("`{arg}` wants a value"));
         match (&mut command, arg.as_str()) {
             (_, "--help" | "-h") => return Ok(Command::Help),
+            (Command::KernelSelftests(options), "--runs") => options.runs(&value()?)?,
+            (Command::KernelSelftests(options), "--engine") => options.engine(value()?)?,
+            (Command::KernelSelftests(options), "--test") => options.tests.push(value()?),
             (Command::Mutants { list, .. }, "--list") => *list = true,
             (Command::Mutants { filters, .. }, filter) if !filter.starts_with('-') => {
                 filters.push(filter.into());
@@ -108,6 +118,7 @@ fn act(command: Command) -> Outcome {
         Command::Check => check::check(),
         Command::Ci => ci::ci(),
         Command::Engines => engines::engines(),
+        Command::KernelSelftests(options) => selftests::run(&options),
         Command::Mutants { filters, list } => mutants::run(&filters, list),
         Command::Programs { devices } => programs::programs(&devices),
         Command::Soak { minutes } => soak::soak(minutes),
@@ -141,6 +152,11 @@ mod tests {
             parsed("mutants R1 poisoned --list"),
             Ok(Command::Mutants { filters, list: true }) if filters == ["R1", "poisoned"]
         ));
+        assert!(matches!(
+            parsed("kernel-selftests --runs 10 --engine signal --test migrate --test exclusive"),
+            Ok(Command::KernelSelftests(Options { runs: 10, engines, tests }))
+                if engines == ["signal"] && tests == ["migrate", "exclusive"]
+        ));
         assert!(matches!(parsed(""), Ok(Command::Help)));
     }
 
@@ -152,6 +168,8 @@ mod tests {
             "soak --minutes 0",
             "check --device lz4",
             "mutants --fast",
+            "kernel-selftests --runs none",
+            "kernel-selftests --engine",
         ] {
             assert!(parsed(line).is_err(), "{line}");
         }
