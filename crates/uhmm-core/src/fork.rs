@@ -11,7 +11,7 @@
 //!    gets a copy of: the page's bytes are copied into place, and the page is put on the *log*, in
 //!    this order: log, then copy. The entry, the frame and the device page stay as they are.
 //!    A write to a tracked page is let through, and logged, if it is in RAM. If it is coherent, it gets a
-//!    copy in RAM now: all coherent pages are shared from the moment the gate is closed ([`crate::cow`]).
+//!    copy in RAM now: all coherent pages are shared from the moment the gate is closed (`cow.rs`).
 //! 3. fork. Just before it, [`Space::seal_for_fork`] makes faults wait for its end, so that no
 //!    handler is at work in a device at the moment of the copy: its lock would be held for ever in
 //!    the child. The wait is bounded by `SEAL`, for the sake of point 2.

@@ -8,7 +8,7 @@
 //! (the drop). A touch meanwhile waits.
 //!
 //! Who grips waits for others' claims with claims in hand. They are waited for by nobody who has a claim:
-//! all others take what they get ([`crate::claims`]), and who grips holds the lock on the regions. It is an
+//! all others take what they get (`claims.rs`), and who grips holds the lock on the regions. It is an
 //! application thread, and calls no device.
 
 use crate::addr::PageRange;

@@ -19,7 +19,7 @@
 //! those before it are released.
 //!
 //! A pin *for writing* also ends what makes the next write a fault: write tracking, and sharing with a
-//! child of a fork. Of a coherent page any pin ends that ([`crate::cow`]).
+//! child of a fork. Of a coherent page any pin ends that (`cow.rs`).
 //!
 //! References taken by `get_pages` do the same for a moment; they are not for long, and are counted
 //! apart. No more than seven eighths of the budget can be pinned: what is left has to turn over for the

@@ -9,6 +9,7 @@ pub mod end;
 pub mod engine;
 pub mod files;
 mod foreign;
+mod managed;
 pub mod mapping;
 pub mod mmu;
 mod moves;

@@ -7,6 +7,7 @@ mod allocations;
 mod callbacks;
 mod chunks;
 mod coherent;
+mod coherent_protected;
 mod cow;
 mod devices;
 mod discard;

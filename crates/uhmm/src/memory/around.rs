@@ -37,7 +37,7 @@ use uhmm_core::mirror::Event;
 /// a driver holds, is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Calls on the program's own mappings. See the [module](self).
+/// Calls on the program's own mappings. See the head of `memory/around.rs`.
 ///
 /// Ranges are as the system calls have them: they begin on a page, or the kernel refuses them. None of
 /// them may touch the space's own range ([`Memory::touches`]).
