@@ -337,6 +337,26 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "R14",
+        what: "a look passes by what a touch has just brought",
+        edits: &[edit(
+            RANGE_FAULT,
+            "State::Migrating if !need.fault && self.is_present(page) => Look::Wait,",
+            "State::Migrating if !need.fault && self.is_present(page) => Look::Is(Mapped::Nothing),",
+        )],
+        tests: rules("r14_a_look_finds"),
+    },
+    Mutant {
+        rule: "R14",
+        what: "a page at home is to be written to by a mapping that it has not",
+        edits: &[edit(
+            RANGE_FAULT,
+            "true if to_write => Look::Fault,",
+            "true if to_write => device(at, true),",
+        )],
+        tests: rules("home::"),
+    },
+    Mutant {
+        rule: "R14",
         what: "a tracked page is written to unseen",
         edits: &[edit(
             RANGE_FAULT,

@@ -329,10 +329,12 @@ pub unsafe extern "C" fn munlock(at: *const c_void, len: size_t) -> c_int {
 }
 
 unsafe fn lock(at: *const c_void, len: size_t, number: libc::c_long, flags: c_int) -> c_int {
-    if let Some(memory) = mappings::memory()
-        && let Err(error) = mappings::give_back(memory, at as usize, len)
-    {
-        return status(Err(error));
+    // SAFETY: the caller's own call.
+    let kernel = || unsafe { system(number, [at as usize, len, flags as usize, 0, 0, 0]) };
+    if let Some(memory) = mappings::memory().filter(|_| number != libc::SYS_munlock) {
+        let kernel = || mappings::made(kernel());
+        // SAFETY: the caller's promise.
+        return status(unsafe { mappings::lock(memory, at as usize, len, kernel) }.map(drop));
     }
     let start = at as usize & !(PAGE - 1);
     let end = (at as usize).saturating_add(len);
@@ -344,10 +346,7 @@ unsafe fn lock(at: *const c_void, len: size_t, number: libc::c_long, flags: c_in
         Ok(Contents::Managed) => 0,
         Ok(Contents::Holes) => status(Err(io::ErrorKind::OutOfMemory.into())),
         Err(error) => status(Err(error)),
-        // SAFETY: the caller's own call.
-        Ok(Contents::Foreign) => unsafe {
-            system(number, [at as usize, len, flags as usize, 0, 0, 0]) as c_int
-        },
+        Ok(Contents::Foreign) => kernel() as c_int,
     }
 }
 

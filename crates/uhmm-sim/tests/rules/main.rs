@@ -22,6 +22,7 @@ mod fork;
 mod grip;
 mod hints;
 mod holds;
+mod home;
 mod hook;
 mod latches;
 mod lifetimes;

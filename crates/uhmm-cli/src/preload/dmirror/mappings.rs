@@ -16,16 +16,9 @@ use super::{error, listening};
 use crate::preload::calls::system;
 use libc::{c_int, off_t, size_t};
 use std::io;
-use std::time::Duration;
 use uhmm::memory::{Memory, Protection};
 
 const PAGE: usize = 4096;
-
-/// Where addresses of programs end.
-const END: usize = 1 << 47;
-
-/// How long a device may take to give pages back.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The memory of the space, if what the calling thread does to mappings concerns it.
 pub fn memory() -> Option<&'static Memory> {
@@ -177,10 +170,10 @@ pub unsafe fn advise(memory: &Memory, at: usize, len: size_t, advice: c_int) -> 
         | libc::MADV_FREE
         // SAFETY: the caller's promise.
         | libc::MADV_REMOVE => unsafe { memory.around_discard(at, len, kernel) },
-        libc::MADV_DONTFORK | libc::MADV_WIPEONFORK => {
-            give_back(memory, at, len)?;
-            kernel()
-        }
+        // SAFETY: the caller's promise.
+        libc::MADV_DONTFORK | libc::MADV_WIPEONFORK => unsafe {
+            memory.around_other(at, len, kernel)
+        },
         libc::MADV_HUGEPAGE | libc::MADV_COLLAPSE | libc::MADV_MERGEABLE
             if memory.has_adopted(at, len) =>
         {
@@ -190,14 +183,22 @@ pub unsafe fn advise(memory: &Memory, at: usize, len: size_t, advice: c_int) -> 
     }
 }
 
-/// Makes memory the program's again, wherever it was, for a call that managed memory does not go with.
-pub fn give_back(memory: &Memory, at: usize, len: size_t) -> io::Result<()> {
-    if !memory.has_adopted(at, len) {
-        return Ok(());
-    }
+/// `mlock` and its like, which `kernel` makes. They take any bytes, and mean the pages that these are in.
+///
+/// # Safety
+/// As in C.
+pub unsafe fn lock(
+    memory: &Memory,
+    at: usize,
+    len: size_t,
+    kernel: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
     let start = at / PAGE * PAGE;
-    let end = at.saturating_add(len).min(END).next_multiple_of(PAGE);
-    let space = listening().ok_or_else(|| error(libc::EAGAIN))?;
-    let given = space.unmanage(start, end - start, PATIENCE);
-    given.map_err(|_| error(libc::EAGAIN))
+    let end = at.saturating_add(len).checked_next_multiple_of(PAGE);
+    let Some(len) = end.map(|end| end - start).filter(|len| *len > 0) else {
+        return kernel();
+    };
+    check(memory, start, len)?;
+    // SAFETY: the caller's promise.
+    unsafe { memory.around_other(start, len, kernel) }
 }
