@@ -14,6 +14,7 @@ use crate::abi::numa;
 use crate::adopted::{Coming, MAX_RANGES, NotAdded};
 use crate::mmu::{LinuxMmu, bytes};
 use crate::proc_files::ProcError;
+use crate::stack;
 use crate::vmas::{self, Vma};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice};
@@ -44,6 +45,8 @@ pub enum Unfit {
     Locked,
     /// Some of it is a stack that grows by itself.
     Grows,
+    /// Some of it is the stack of a thread.
+    Stack,
     /// Some of it is left out of children, or is empty there.
     NotInChild,
     /// Some of it is served by another userfaultfd.
@@ -79,6 +82,10 @@ impl fmt::Display for Unfit {
             }
             Self::Locked => "some of the memory is locked in RAM: munlock it first",
             Self::Grows => "some of the memory is a stack that grows by itself",
+            Self::Stack => {
+                "some of the memory is a thread's stack, which goes unseen when the thread ends: use \
+                 memory that the program has mapped"
+            }
             Self::NotInChild => {
                 "some of the memory is not for children: undo that first (MADV_DOFORK, \
                  MADV_KEEPONFORK)"
@@ -160,6 +167,26 @@ impl LinuxMmu {
             return Err(Unfit::Hole);
         }
         Ok(vmas)
+    }
+
+    /// Those parts of `vmas` that are stacks of threads, which nobody says are unmapped when they are.
+    ///
+    /// # Errors
+    /// [`Unfit::Proc`].
+    pub fn stacks_in(&self, vmas: &[Vma]) -> Result<Vec<Range<usize>>, Unfit> {
+        // Made to be a stack (Linux 6.7), or kept from huge pages by the program.
+        let suspects: Vec<_> = vmas.iter().filter(|vma| vma.has("nh")).collect();
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        let stacks = stack::of_threads().map_err(Unfit::Proc)?;
+        let within = |vma: &Vma, stack: &Range<usize>| {
+            stack.start.max(vma.range.start)..stack.end.min(vma.range.end)
+        };
+        let parts = suspects
+            .iter()
+            .flat_map(|vma| stacks.iter().map(|stack| within(vma, stack)));
+        Ok(parts.filter(|part| !part.is_empty()).collect())
     }
 
     /// The parts of a range that are mapped and served by a userfaultfd, in ascending order.

@@ -88,7 +88,8 @@ pub fn page_size(address: usize) -> Result<usize, ProcError> {
     Ok(size.unwrap_or(PAGE_SIZE))
 }
 
-fn read(path: &'static CStr, range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
+/// The mappings in a range, by a file that is opened for this look: [`MAPS`] or [`SMAPS`].
+pub(crate) fn read(path: &'static CStr, range: &Range<usize>) -> Result<Vec<Vma>, ProcError> {
     let lines = BufReader::new(File::from(open_high(path)?));
     parse(lines, range).map_err(|error| ProcError::reading(path, &error))
 }

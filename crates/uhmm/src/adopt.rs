@@ -184,6 +184,9 @@ impl Space {
         if let Some(unfit) = vmas.iter().find_map(Vma::unfit) {
             return Err(unfit.into());
         }
+        if !mmu.stacks_in(&vmas)?.is_empty() {
+            return Err(Unfit::Stack.into());
+        }
         self.check_room(iter::once(&range))?;
         let piece = |vma: &Vma| (pages_around(&vma.range), adopted_attributes(vma, true));
         let pieces = vmas.iter().map(piece).collect();

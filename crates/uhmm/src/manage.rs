@@ -25,9 +25,9 @@ impl Space {
     /// Manages what can be managed of `len` bytes at `address`, and is not yet; returns the parts that are,
     /// in order, neighbours as one. All of it must be mapped and readable. Left out is what cannot be
     /// adopted (shared memory, files, code, reserved huge pages, locked memory, memory that is not for
-    /// children), and the calling thread's stack. Of a private mapping of a file, the pages that the program
-    /// has written to are its own: while it has no thread but this one, they are made anonymous memory and
-    /// managed, and later changes of the file are not seen there any more.
+    /// children), and threads' stacks. Of a private mapping of a file, the pages that the program has written
+    /// to are its own: while it has no thread but this one, they are made anonymous memory and managed, and
+    /// later changes of the file are not seen there any more.
     ///
     /// What is managed this way stays so until it is unmapped ([`Memory::around_unmap`]), moved, or given
     /// back: by [`Space::unmanage`], with the space's end, or when as many ranges are adopted as can be and
@@ -49,7 +49,7 @@ impl Space {
         let range = whole_pages(address, len)?;
         let pages = pages_around(&range);
         // The C library may allocate for that.
-        let stack = stack::range().unwrap_or_default();
+        let own_stack = stack::range();
         let mut call = self.memory().call_soon().map_err(refused)?;
         let managed = managed(&call, pages);
         if managed == [range.clone()] {
@@ -63,10 +63,13 @@ impl Space {
         if !mmu.range().covers(pages) {
             return Err(Unfit::TooLarge.into());
         }
+        let mut stacks = mmu.stacks_in(&vmas)?;
+        stacks.extend(own_stack);
         let mut parts: Vec<(Range<usize>, &Vma)> = Vec::new();
         for vma in &vmas {
             if vma.unfit().is_none() {
-                parts.extend(without(&vma.range, &stack).map(|part| (part, vma)));
+                let left = without(&vma.range, &stacks);
+                parts.extend(left.into_iter().map(|part| (part, vma)));
             } else if vma.may_have_own_copies() {
                 let of_vma = pages_around(&vma.range);
                 let _changing = call.inside.invalidating(of_vma, Event::Adopt);
@@ -155,11 +158,18 @@ fn managed(call: &Call<'_>, pages: PageRange) -> Vec<Range<usize>> {
     parts
 }
 
-/// What is left of `range` without `hole`.
-fn without(range: &Range<usize>, hole: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let within = |at: usize| at.clamp(range.start, range.end);
-    let parts = [range.start..within(hole.start), within(hole.end)..range.end];
-    parts.into_iter().filter(|part| !part.is_empty())
+/// What is left of `range` without `holes`, in order.
+fn without(range: &Range<usize>, holes: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut left = vec![range.clone()];
+    for hole in holes {
+        let parts = |part: Range<usize>| {
+            let within = |at: usize| at.clamp(part.start, part.end);
+            [part.start..within(hole.start), within(hole.end)..part.end]
+        };
+        left = left.into_iter().flat_map(parts).collect();
+        left.retain(|part| !part.is_empty());
+    }
+    left
 }
 
 #[cfg(test)]
@@ -167,7 +177,7 @@ mod tests {
     #[test]
     fn a_hole_is_left_out() {
         let without = |hole| -> Vec<_> {
-            let parts = super::without(&(10..20), &hole);
+            let parts = super::without(&(10..20), &[hole]).into_iter();
             parts.map(|part| (part.start, part.end)).collect()
         };
         assert_eq!(without(0..0), [(10, 20)]);
@@ -177,5 +187,7 @@ mod tests {
         assert_eq!(without(15..25), [(10, 15)]);
         assert_eq!(without(12..15), [(10, 12), (15, 20)]);
         assert_eq!(without(0..30), []);
+        let several = super::without(&(10..20), &[18..25, 12..13, 0..1, 15..15]);
+        assert_eq!(several, [10..12, 13..18]);
     }
 }

@@ -183,6 +183,40 @@ fn memory_of_ours_and_of_this_thread() {
     refused(&space, page - 16 * PAGE_SIZE, 32, AdoptError::OwnStack);
 }
 
+/// The C library unmaps it when the thread ends, and nobody is told.
+#[test]
+fn the_stack_of_another_thread() {
+    let _alone = alone();
+    let space = space(BUDGET, vec![device(Private).0]);
+    // Kept from huge pages too, as stacks are, and no stack.
+    let own = Own::map(16);
+    own.advise(0..16, libc::MADV_NOHUGEPAGE);
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let local = 0u8;
+            tell.send(std::ptr::from_ref(&local) as usize).unwrap();
+            let _ = stopped.recv();
+        });
+        let page = told.recv().unwrap() / PAGE_SIZE * PAGE_SIZE;
+        for (first, pages) in [(page, 1), (page - 16 * PAGE_SIZE, 17)] {
+            refused(&space, first, pages, Unfit::Stack);
+            // SAFETY: nothing is managed by it.
+            let managed = unsafe { space.manage(first, pages * PAGE_SIZE) };
+            assert_eq!(managed, Ok(Vec::new()));
+        }
+        let at = own.at(0) as usize;
+        drop(adopt(&space, at, 16).unwrap());
+        // SAFETY: the memory is the test's own, and is not unmapped before it is given back.
+        let managed = unsafe { space.manage(at, 16 * PAGE_SIZE) }.unwrap();
+        let all = at..at + 16 * PAGE_SIZE;
+        assert_eq!(managed.as_slice(), std::slice::from_ref(&all));
+        space.unmanage(at, 16 * PAGE_SIZE, crate::SOON).unwrap();
+        drop(stop);
+    });
+}
+
 #[test]
 fn memory_that_is_adopted_already() {
     let _alone = alone();
