@@ -161,7 +161,7 @@ fn managed(call: &Call<'_>, pages: PageRange) -> Vec<Range<usize>> {
 /// What is left of `range` without `holes`, in order.
 fn without(range: &Range<usize>, holes: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut left = vec![range.clone()];
-    for hole in holes {
+    for hole in holes.iter().filter(|hole| !hole.is_empty()) {
         let parts = |part: Range<usize>| {
             let within = |at: usize| at.clamp(part.start, part.end);
             [part.start..within(hole.start), within(hole.end)..part.end]
