@@ -209,7 +209,7 @@ fn r16_a_child_has_what_is_not_writable() {
 #[test]
 fn no_write_is_lost_to_a_change_of_protection() {
     let _alone = alone();
-    for (name, device) in devices() {
+    for (_, device) in devices() {
         let world = World::new(space(2048, vec![device]), PAGES);
         world.manage(0..PAGES).unwrap();
         let stop = AtomicBool::new(false);
@@ -229,7 +229,8 @@ fn no_write_is_lost_to_a_change_of_protection() {
                 }
             });
             let begin = Instant::now();
-            while begin.elapsed() < Duration::from_secs(2) {
+            // Machines may be slow.
+            while begin.elapsed() < Duration::from_secs(2) || rounds <= 10 {
                 let first = rounds * 7 % 60;
                 let some = first..first + 36;
                 world.mprotect(some.clone(), READ).unwrap();
@@ -243,7 +244,6 @@ fn no_write_is_lost_to_a_change_of_protection() {
             }
             stop.store(true, SeqCst);
         });
-        assert!(rounds > 10, "{name}: {rounds} rounds");
         world.check_all();
         assert!(u32::try_from(world.on_device()).unwrap() <= DEVICE);
         let (at, len) = world.bytes(&(0..PAGES));

@@ -1,8 +1,8 @@
 //! What the program does to its ranges is respected by the device at once.
 
 use crate::gpu::pages;
-use crate::in_the_way;
 use crate::world::{ALL, FIRST, SOON, World, alone, space_with};
+use crate::{in_the_way, until_done};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -85,7 +85,7 @@ fn a_change_of_protection_is_respected_at_once() {
                         break;
                     }
                     let before = phase.load(SeqCst);
-                    let write = mirror.write(world.at(page), &[part as u8]);
+                    let write = until_done(|| mirror.write(world.at(page), &[part as u8]));
                     let after = phase.load(SeqCst);
                     if write.is_ok() {
                         let stale = before == after && before % 2 == 1;
@@ -145,7 +145,7 @@ fn what_was_dropped_is_not_read() {
                 }
                 let mut found = [0; 8];
                 let before = (least.load(SeqCst), only.load(SeqCst));
-                let read = mirror.read(world.at(page), &mut found);
+                let read = until_done(|| mirror.read(world.at(page), &mut found));
                 let after = (greatest.load(SeqCst), only.load(SeqCst));
                 if read.is_err() {
                     let wanted = mirror::MirrorError::NoAccess(world.number(page));
@@ -245,7 +245,7 @@ fn a_region_dropped_under_a_mirror_is_a_hole() {
         scope.spawn(|| {
             while !done.load(SeqCst) {
                 for page in 0..PAGES {
-                    match mirror.write(address + pages(page), &[9; 8]) {
+                    match until_done(|| mirror.write(address + pages(page), &[9; 8])) {
                         Ok(_) => {}
                         Err(MirrorError::Mirror(mirror::MirrorError::NoAccess(_))) => {}
                         Err(other) => panic!("{other}"),
@@ -255,7 +255,7 @@ fn a_region_dropped_under_a_mirror_is_a_hole() {
         });
         thread::sleep(Duration::from_millis(5));
         drop(region);
-        let error = in_the_way(mirror.write(address, &[9]));
+        let error = in_the_way(until_done(|| mirror.write(address, &[9])));
         assert!(matches!(error, mirror::MirrorError::NoAccess(_)), "{error}");
         assert_eq!(space.usage(address, len), Err(uhmm::RangeError::Hole));
         thread::sleep(Duration::from_millis(5));

@@ -3,9 +3,10 @@
 //! stale byte.
 
 use crate::gpu::{Gpu, Memory};
+use crate::until_done;
 use crate::world::child::{End, child, wait};
 use crate::world::device::TestDevice;
-use crate::world::{ALL, FIRST, SECOND, SOON, World, alone, is_for_now, space};
+use crate::world::{ALL, FIRST, SECOND, World, alone, space};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -72,17 +73,6 @@ fn program(counters: &Counters, word: usize, is_own: bool) {
     let next = counters.written[word].load(SeqCst) + 1;
     counters.word(word).store(next, SeqCst);
     counters.written[word].store(next, SeqCst);
-}
-
-/// Again and again, as drivers do where pages do not come to rest: machines may be slow.
-fn until_done<R>(mut step: impl FnMut() -> Result<R, MirrorError>) -> Result<R, MirrorError> {
-    let begin = Instant::now();
-    loop {
-        match step() {
-            Err(error) if is_for_now(&error) && begin.elapsed() < SOON => {}
-            done => return done,
-        }
-    }
 }
 
 /// One step of a thread of the device; whether it was let.

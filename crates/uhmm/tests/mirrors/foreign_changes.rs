@@ -1,12 +1,11 @@
 //! Memory that the space does not manage, or not always, and that changes under a mirror.
 
 use crate::foreign::{at, everything, peek, plain, poke};
-use crate::in_the_way;
-use crate::memory_file;
 use crate::own_memory::{Own, raw_map, unmap};
 use crate::world::child::{End, child, wait};
 use crate::world::device::TestDevice;
 use crate::world::{ALL, BUDGET, DEVICE, FIRST, SOON, alone, is_for_now, space};
+use crate::{in_the_way, memory_file, until_done};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -167,8 +166,10 @@ fn what_is_adopted_while_it_is_faulted_in_comes_all_the_same() {
     let mirror = everything(&space);
     for round in 0..300 {
         let own = Own::map(PAGES);
+        let bytes = vec![7; own.len()];
+        let write = || mirror.write(at(&own, 0), &bytes);
         thread::scope(|scope| {
-            let device = scope.spawn(|| mirror.write(at(&own, 0), &vec![7; own.len()]));
+            let device = scope.spawn(|| until_done(write));
             thread::sleep(Duration::from_micros(round % 30 * 5));
             // SAFETY: as above.
             let adopted = unsafe { space.adopt(own.at(0), own.len()) }.unwrap();
@@ -268,7 +269,7 @@ fn a_mapping_that_goes_while_a_device_reads_it_is_an_error() {
         (0..PAGES).for_each(|page| poke(at(&own, page), byte(page)));
         let mut bytes = vec![0; own.len()];
         let read = thread::scope(|scope| {
-            let reader = scope.spawn(|| mirror.read(at(&own, 0), &mut bytes));
+            let reader = scope.spawn(|| until_done(|| mirror.read(at(&own, 0), &mut bytes)));
             if round % 3 != 0 {
                 thread::sleep(Duration::from_micros(20 * (round % 20) as u64));
             }

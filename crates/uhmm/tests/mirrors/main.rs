@@ -27,11 +27,12 @@ mod tables;
 mod world;
 
 use file::memory_file;
+use std::time::Instant;
 use uhmm::DeviceId;
 use uhmm::mirror::{Mirror, MirrorError, PageTable};
 use uhmm_core::addr::PageNo;
 use uhmm_core::mirror;
-use world::World;
+use world::{SOON, World, is_for_now};
 
 impl World {
     /// A mirror of all of it, for a device without memory of its own.
@@ -46,6 +47,17 @@ impl World {
 
     fn number(&self, page: usize) -> PageNo {
         PageNo::containing(self.at(page))
+    }
+}
+
+/// Again and again, as drivers do where pages do not come to rest: machines may be slow.
+fn until_done<R>(mut step: impl FnMut() -> Result<R, MirrorError>) -> Result<R, MirrorError> {
+    let begin = Instant::now();
+    loop {
+        match step() {
+            Err(error) if is_for_now(&error) && begin.elapsed() < SOON => {}
+            done => return done,
+        }
     }
 }
 
